@@ -1,0 +1,37 @@
+"""The errors that jaxdistill raises on purpose: one line each, the cause and then the cure."""
+
+
+class JaxDistillError(ValueError):
+    """Base of every error below, so that one ``except`` catches them all."""
+
+
+class DatasetError(JaxDistillError):
+    """A data set is unknown, unreadable, or lacks what the task needs."""
+
+
+class InputError(JaxDistillError):
+    """An array has the wrong shape, the wrong type, or values that are not finite."""
+
+
+class PenaltyError(JaxDistillError):
+    """A ridge penalty lies outside the admissible interval."""
+
+
+class RankError(JaxDistillError):
+    """Labels or features do not span what exact recovery needs."""
+
+
+class InverseError(JaxDistillError):
+    """A feature map has no closed-form inverse, or a point lies outside its range."""
+
+
+class ArtifactError(JaxDistillError):
+    """A saved set is missing, damaged, unsafe or of a newer format."""
+
+
+class OutputError(JaxDistillError):
+    """A result cannot be written where it was asked for."""
+
+
+class MemoryBudgetError(JaxDistillError):
+    """The task needs more memory than there is; the message names the bytes."""
