@@ -1,0 +1,124 @@
+"""What every feature map offers to the rest of the package."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, ClassVar, Self
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdistill.errors import InputError, InverseError
+from jaxdistill.linalg import in_float64
+
+
+class AbstractFeatureMap(abc.ABC):
+    """A map phi from inputs (..., d) to features (..., p); a frozen pytree.
+
+    It is called on one input or on any batch of them, in the precision of the input: parameters are
+    cast to it, so that float64 inputs get float64 features and no promotion happens in silence.
+    ``pull_back`` is pure algebra and safe under jit, vmap and grad; :meth:`inverse` is the checked
+    door to it.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def num_inputs(self) -> int:
+        """Length d of an input."""
+
+    @property
+    @abc.abstractmethod
+    def num_features(self) -> int:
+        """Length p of a feature vector."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
+        """Features of one input or of a batch."""
+
+    @property
+    def feature_bound(self) -> float | None:
+        """Largest magnitude that a single feature can take, or None where there is no bound."""
+        return None
+
+    @property
+    @abc.abstractmethod
+    def inverse_obstacle(self) -> str | None:
+        """Why there is no closed-form inverse (and what to do instead), or None where there is."""
+
+    @abc.abstractmethod
+    def pull_back(
+        self, features: Float[Array, "*batch p"], reference: Float[Array, "*batch d"]
+    ) -> Float[Array, "*batch d"]:
+        """Closed-form pre-image nearest to ``reference``; meaningful on the domain of the inverse."""
+
+    def domain_violation(self, features: np.ndarray) -> str | None:
+        """Why these features lie outside the range of phi, or None where they do not."""
+        del features
+        return None
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The settings that JSON can hold; with :meth:`arrays` they rebuild the map."""
+
+    @abc.abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by name, as stored in an artifact."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild the map from what :meth:`settings` and :meth:`arrays` returned."""
+
+    def inverse(self, features: Any, reference: Any | None = None) -> np.ndarray:
+        """Inputs whose features are the given ones: the solution nearest to a reference, in float64.
+
+        Args:
+            features: Target features, shape (m, p).
+            reference: Inputs to stay close to, shape (m, d): where the inverse has branches or a
+                null space, the solution nearest to the reference is taken. Default: the origin.
+
+        Returns:
+            Inputs of shape (m, d), float64.
+
+        Raises:
+            InverseError: the map has no closed-form inverse, or the features lie outside its range.
+            InputError: a shape does not fit.
+        """
+        if self.inverse_obstacle is not None:
+            raise InverseError(self.inverse_obstacle)
+        target = np.asarray(features, np.float64)
+        if target.ndim != 2 or target.shape[1] != self.num_features:
+            raise InputError(
+                f"features have shape {target.shape}, expected (m, {self.num_features})"
+            )
+        violation = self.domain_violation(target)
+        if violation is not None:
+            raise InverseError(violation)
+        start = (
+            np.zeros((target.shape[0], self.num_inputs))
+            if reference is None
+            else np.asarray(reference, np.float64)
+        )
+        if start.shape != (target.shape[0], self.num_inputs):
+            raise InputError(
+                f"reference has shape {start.shape}, expected ({target.shape[0]}, "
+                f"{self.num_inputs})"
+            )
+        return in_float64(type(self).pull_back, self, target, start)
+
+
+def check_inputs(x: Array, num_inputs: int) -> None:
+    """Raise if ``x`` is not floating point with rows of length ``num_inputs``.
+
+    Raises:
+        InputError: names the shape or the type that was expected.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(f"inputs have type {x.dtype}; convert them to float32 or float64")
+    if x.ndim == 0 or x.shape[-1] != num_inputs:
+        raise InputError(
+            f"inputs have shape {x.shape}, expected (..., {num_inputs}); flatten images first"
+        )
