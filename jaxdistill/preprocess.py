@@ -49,16 +49,14 @@ class AbstractPreprocess(abc.ABC):
     def forward(self, x: Array) -> Array:
         """Transform examples (n,*shape) to rows (n,d), flattened in C order, of the same type.
 
-        Raises:
-            InputError: The shape or the type of ``x`` does not fit.
+        An InputError says which shape or type does not fit.
         """
 
     @abc.abstractmethod
     def inverse(self, inputs: Array) -> Array:
         """Transform rows (n,d) back to examples (n,*shape) in the data's own units.
 
-        Raises:
-            InputError: The shape or the type of ``inputs`` does not fit.
+        An InputError says which shape or type does not fit.
         """
 
     def settings(self) -> dict[str, Any]:
@@ -147,9 +145,7 @@ class Standardize(AbstractPreprocess):
         # Equality tells a constant channel; its std as computed is 0 up to rounding only.
         low = x.min(axis=over)
         constant = low == x.max(axis=over)
-        return cls(
-            mean=np.where(constant, low, mean), std=np.where(constant, 0.0, std), shape=x.shape[1:]
-        )
+        return cls(x.shape[1:], np.where(constant, low, mean), np.where(constant, 0.0, std))
 
     @classmethod
     def from_constants(
@@ -265,7 +261,7 @@ class ZCA(AbstractPreprocess):
         if not (math.isfinite(reg) and reg >= 0):
             raise InputError(f"reg is {reg}; give a finite number of at least 0")
         rows = x.reshape(len(x), -1)
-        if (rows == rows[0]).all():
+        if (rows.min(axis=0) == rows.max(axis=0)).all():
             raise RankError(f"the {len(x)} examples are all the same; whitening needs variation")
         mean = rows.mean(axis=0, dtype=np.float64)
         covariance = np.zeros((mean.size, mean.size))
@@ -282,19 +278,14 @@ class ZCA(AbstractPreprocess):
                 f"the covariance of {len(x)} examples has rank {rank} of {mean.size}, "
                 f"which reg={reg} does not make invertible; give a larger reg, such as 0.1"
             )
-        return cls(
-            mean=mean,
-            scale=np.sqrt(regularised),
-            eigenvectors=eigenvectors,
-            shape=x.shape[1:],
-            reg=float(reg),
-        )
+        scale = np.sqrt(regularised)
+        return cls(x.shape[1:], mean, scale, eigenvectors, reg=float(reg))
 
     def forward(self, x: Array) -> Array:  # noqa: D102
         batch = _batch_shape(x, self.shape, "x")
         rows, mean = _matched(x.reshape(-1, self.num_inputs), self.mean)
         if isinstance(rows, np.ndarray):
-            inputs = np.empty(rows.shape, rows.dtype)
+            inputs: Any = np.empty(rows.shape, rows.dtype)
             matrix = self._matrix(1 / self.scale, rows.dtype)
             for block in _blocks(rows):
                 np.matmul(rows[block] - mean, matrix, out=inputs[block])
@@ -450,8 +441,6 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 def _checked_constant(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = np.array(values, np.float64)
     if array.shape != shape:
-        raise InputError(
-            f"expected {name} of shape {shape}, got {array.shape}; check the constants"
-        )
+        raise InputError(f"expected {name} of shape {shape}, got {array.shape}")
     check_finite(name, array)
     return array
