@@ -156,9 +156,7 @@ def one_hot(
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"labels must be integers of shape (n,), got {labels.dtype} of shape {labels.shape}"
-        )
+        raise InputError(f"labels must be integers of shape (n,), got {labels.dtype} of shape {labels.shape}")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if outside.size:
         raise InputError(
@@ -205,7 +203,9 @@ def _stratified_split(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
 def _load_npz(path: Path) -> Dataset:
     """Read Keras's four keys, and class_names where present, without ever unpickling."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, since np.load leaves the file open when it turns out to be damaged.
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise DatasetError(f"{path} is a single array; save {', '.join(KEYS)} in one .npz")
             missing = [key for key in KEYS if key not in file]
@@ -239,8 +239,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 def _checked_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DatasetError(
-            f"class_names in {path} must be a vector of strings, "
-            f"got {names.dtype} of shape {names.shape}"
+            f"class_names in {path} must be a vector of strings, got {names.dtype} of shape {names.shape}"
         )
     return tuple(names.tolist())
 
@@ -362,6 +361,4 @@ def _checked_classes(
 def _not_finite(name: str, key: str, values: np.ndarray) -> str:
     first = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
     where = ", ".join(map(str, first))
-    return (
-        f"{name}: {key}[{where}] is {values[first]}; remove or replace values that are not finite"
-    )
+    return f"{name}: {key}[{where}] is {values[first]}; remove or replace values that are not finite"

@@ -121,17 +121,12 @@ def _newest_version(folder: Path, wanted: str | None) -> Path | None:
 
 
 def _open(folder: Path) -> Any:
-    """A builder for a prepared folder; its array_record files where it has several formats."""
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(folder)
-        other_formats = {str(item.value) for item in builder.info.alternative_file_formats}
-        if "array_record" in other_formats:
-            builder = tfds.builder_from_directory(folder, file_format="array_record")
+        return tfds.builder_from_directory(folder)
     except Exception as error:  # damaged metadata surfaces as whatever the parser trips over
         raise DatasetError(_damaged(folder, error)) from error
-    return builder
 
 
 def _prepare(name: str, root: Path, data_dir: Path | None) -> Any:
