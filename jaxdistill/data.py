@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from jaxdistill.errors import DatasetError, InputError
 
@@ -131,9 +131,7 @@ def load_dataset(name: str, *, progress: bool = False) -> Dataset:
     return _assemble(name, arrays, class_names)
 
 
-def one_hot(
-    labels: Int[np.ndarray, " n"], num_classes: int, *, centred: bool = False
-) -> Float64[np.ndarray, "n k"]:
+def one_hot(labels: np.ndarray, num_classes: int, *, centred: bool = False) -> Float64[np.ndarray, "n k"]:
     """One-hot rows, or one-hot rows that sum to zero.
 
     ``Y[i,j] = [labels[i] = j] - (1/k if centred else 0)``

@@ -10,12 +10,13 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self, TypeVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 from jaxdistill.errors import InputError, RankError
 from jaxdistill.linalg import check_finite, matmul
@@ -84,7 +85,7 @@ class Identity(AbstractPreprocess):
     kind: ClassVar[str] = "none"
 
     @classmethod
-    def fit(cls, x: Float[np.ndarray, "n *shape"]) -> Self:
+    def fit(cls, x: np.ndarray) -> "Identity":
         """Take the shape of one example from training data (n,*shape)."""
         _check_training_data(x)
         return cls(shape=x.shape[1:])
@@ -121,11 +122,12 @@ class Standardize(AbstractPreprocess):
     """
 
     kind: ClassVar[str] = "standardize"
-    mean: Float64[np.ndarray, " c"]
-    std: Float64[np.ndarray, " c"]
+    # Any: under JAX's transformations the leaves of a pytree are tracers, among others.
+    mean: Float64[np.ndarray, " c"] | Any
+    std: Float64[np.ndarray, " c"] | Any
 
     @classmethod
-    def fit(cls, x: Float[np.ndarray, "n *shape"]) -> Self:
+    def fit(cls, x: np.ndarray) -> "Standardize":
         """Measure mean and standard deviation of training data.
 
         Args:
@@ -148,9 +150,7 @@ class Standardize(AbstractPreprocess):
         return cls(x.shape[1:], np.where(constant, low, mean), np.where(constant, 0.0, std))
 
     @classmethod
-    def from_constants(
-        cls, mean: Float[Any, " c"], std: Float[Any, " c"], shape: tuple[int, ...]
-    ) -> Self:
+    def from_constants(cls, mean: ArrayLike, std: ArrayLike, shape: tuple[int, ...]) -> "Standardize":
         """Use published constants, one per channel.
 
         Args:
@@ -238,13 +238,13 @@ class ZCA(AbstractPreprocess):
     """
 
     kind: ClassVar[str] = "zca"
-    mean: Float64[np.ndarray, " d"]
-    scale: Float64[np.ndarray, " d"]
-    eigenvectors: Float64[np.ndarray, "d d"]
+    mean: Float64[np.ndarray, " d"] | Any
+    scale: Float64[np.ndarray, " d"] | Any
+    eigenvectors: Float64[np.ndarray, "d d"] | Any
     reg: float = field(metadata={"static": True})
 
     @classmethod
-    def fit(cls, x: Float[np.ndarray, "n *shape"], *, reg: float = 0.1) -> Self:
+    def fit(cls, x: np.ndarray, *, reg: float = 0.1) -> "ZCA":
         """Decompose the covariance of training data, in float64.
 
         Args:
@@ -316,9 +316,7 @@ KINDS: dict[str, type[Identity] | type[Standardize] | type[ZCA]] = {
 }
 
 
-def fit_preprocess(
-    kind: str, x: Float[np.ndarray, "n *shape"], *, reg: float | None = None
-) -> AbstractPreprocess:
+def fit_preprocess(kind: str, x: np.ndarray, *, reg: float | None = None) -> AbstractPreprocess:
     """Fit a transform by name.
 
     Args:
@@ -341,9 +339,7 @@ def fit_preprocess(
     return ZCA.fit(x, reg=reg)
 
 
-def from_parts(
-    kind: str, settings: Mapping[str, Any], arrays: Mapping[str, Float[np.ndarray, "..."]]
-) -> AbstractPreprocess:
+def from_parts(kind: str, settings: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> AbstractPreprocess:
     """Rebuild a transform from its kind, settings and arrays, as they were saved.
 
     Args:
