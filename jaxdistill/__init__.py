@@ -1,0 +1,40 @@
+"""Exact dataset distillation for kernel ridge regression, in closed form.
+
+A model ``f(x) = phi(x) B`` is trained once; a handful of examples is constructed from which ridge
+regression returns the same B; a certificate proves it by retraining from what was saved.
+"""
+
+from jaxdistill import errors, features
+from jaxdistill.artifact import DistilledSet
+from jaxdistill.certify import Certificate, certify
+from jaxdistill.data import Dataset, load_dataset, one_hot
+from jaxdistill.distill import distill, plan_distillation
+from jaxdistill.errors import JaxDistillError
+from jaxdistill.fit import fit_ridge
+from jaxdistill.moments import Moments
+from jaxdistill.preprocess import ZCA, Identity, Standardize, fit_preprocess
+from jaxdistill.ridge import RidgeModel, RidgePath
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ZCA",
+    "Certificate",
+    "Dataset",
+    "DistilledSet",
+    "Identity",
+    "JaxDistillError",
+    "Moments",
+    "RidgeModel",
+    "RidgePath",
+    "Standardize",
+    "certify",
+    "distill",
+    "errors",
+    "features",
+    "fit_preprocess",
+    "fit_ridge",
+    "load_dataset",
+    "one_hot",
+    "plan_distillation",
+]

@@ -205,9 +205,7 @@ def _fit_auto(
 
     if isinstance(validation, (str, tuple)):
         if isinstance(validation, str) and validation != "leave-one-out":
-            raise InputError(
-                f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)"
-            )
+            raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
         moments, path = _factor(features, x, y, None, dtype, progress)
         if isinstance(validation, str):
             selection = select("leave-one-out", path, x, y)

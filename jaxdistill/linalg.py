@@ -7,7 +7,7 @@ given. :func:`in_float64` is the one door between a caller in any precision and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.errors import InputError
-
-T = TypeVar("T")
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -30,7 +28,7 @@ def matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
-def in_float64(function: Callable[..., T], *args: Any) -> T:
+def in_float64(function: Callable[..., Any], *args: Any) -> Any:
     """Run ``function(*args)`` in float64 and return its arrays on the host, as NumPy.
 
     Floating-point leaves of ``args`` become float64. The global x64 flag is untouched. The result is
@@ -40,7 +38,7 @@ def in_float64(function: Callable[..., T], *args: Any) -> T:
     def promote(leaf: Any) -> Any:
         if isinstance(leaf, (bool, int, str)) or leaf is None:
             return leaf
-        if jax.dtypes.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             return jnp.asarray(leaf, jnp.float64)
         return leaf
 
@@ -49,7 +47,7 @@ def in_float64(function: Callable[..., T], *args: Any) -> T:
         return jax.tree.map(np.asarray, result)
 
 
-def rank_tolerance(singular_values: Float[Array, " r"], shape: tuple[int, int]) -> Float[Array, ""]:
+def rank_tolerance(singular_values: Float[Array, " r"], shape: tuple[int, ...]) -> Float[Array, ""]:
     """The size below which a singular value is rounding: eps times the larger side times the largest.
 
     The rule of LAPACK-based libraries (``numpy.linalg.matrix_rank``).
@@ -75,9 +73,7 @@ def pinv(matrix: Float[Array, "a b"]) -> Float[Array, "b a"]:
     return matmul(vt.T * reciprocal(s, s > rank_tolerance(s, matrix.shape)), u.T)
 
 
-def least_change(
-    matrix: Float[Array, "p d"], residual: Float[Array, "*batch p"]
-) -> Float[Array, "*batch d"]:
+def least_change(matrix: Float[Array, "p d"], residual: Float[Array, "*batch p"]) -> Float[Array, "*batch d"]:
     """Smallest ``dx`` with ``matrix @ dx = residual``, for a matrix of full row rank.
 
     With ``matrix.T = Q R``: ``dx = Q R^-T residual``. The condition number enters once; the

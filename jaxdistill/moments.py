@@ -146,9 +146,7 @@ def _shardings() -> tuple[NamedSharding, NamedSharding]:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _add_chunk(
-    moments: Moments, features: AbstractFeatureMap, x: Array, y: Array, mask: Array
-) -> Moments:
+def _add_chunk(moments: Moments, features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> Moments:
     return moments.merge(Moments.from_features(features(x), y, mask, moments.gram.dtype))
 
 
@@ -181,9 +179,7 @@ def accumulate_moments(
     by_row, everywhere = _shardings()
     with jax.enable_x64(True):
         features = jax.device_put(features, everywhere)
-        moments = jax.device_put(
-            Moments.zeros(features.num_features, y.shape[1], jnp.float64), everywhere
-        )
+        moments = jax.device_put(Moments.zeros(features.num_features, y.shape[1], jnp.float64), everywhere)
         bar = "moments" if progress else None
         for (cx, cy), mask in padded_chunks((x, y), size, rows, bar):
             block = (cx.astype(dtype, copy=False), cy, mask)

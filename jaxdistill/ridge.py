@@ -195,9 +195,7 @@ def _predict_chunk(features: AbstractFeatureMap, weights: Array, x: Array) -> Ar
     return matmul(features(x), weights.astype(x.dtype))
 
 
-def predict(
-    features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False
-) -> np.ndarray:
+def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False) -> np.ndarray:
     """Evaluate ``phi(x) B`` in batches of one shape, in the precision of ``x``."""
     x = np.asarray(x)
     size = chunk_rows(features.num_features, len(x))

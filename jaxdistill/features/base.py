@@ -14,7 +14,7 @@ from jaxdistill.linalg import in_float64
 
 
 class AbstractFeatureMap(abc.ABC):
-    """A map phi from inputs (..., d) to features (..., p); a frozen pytree.
+    """A map phi from inputs (..., d) to features (..., p); a frozen pytree, compared by identity.
 
     It is called on one input or on any batch of them, in the precision of the input: parameters are
     cast to it, so that float64 inputs get float64 features and no promotion happens in silence.
@@ -91,9 +91,7 @@ class AbstractFeatureMap(abc.ABC):
             raise InverseError(self.inverse_obstacle)
         target = np.asarray(features, np.float64)
         if target.ndim != 2 or target.shape[1] != self.num_features:
-            raise InputError(
-                f"features have shape {target.shape}, expected (m, {self.num_features})"
-            )
+            raise InputError(f"features have shape {target.shape}, expected (m, {self.num_features})")
         violation = self.domain_violation(target)
         if violation is not None:
             raise InverseError(violation)
@@ -104,8 +102,7 @@ class AbstractFeatureMap(abc.ABC):
         )
         if start.shape != (target.shape[0], self.num_inputs):
             raise InputError(
-                f"reference has shape {start.shape}, expected ({target.shape[0]}, "
-                f"{self.num_inputs})"
+                f"reference has shape {start.shape}, expected ({target.shape[0]}, {self.num_inputs})"
             )
         return in_float64(type(self).pull_back, self, target, start)
 
@@ -119,6 +116,4 @@ def check_inputs(x: Array, num_inputs: int) -> None:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(f"inputs have type {x.dtype}; convert them to float32 or float64")
     if x.ndim == 0 or x.shape[-1] != num_inputs:
-        raise InputError(
-            f"inputs have shape {x.shape}, expected (..., {num_inputs}); flatten images first"
-        )
+        raise InputError(f"inputs have shape {x.shape}, expected (..., {num_inputs}); flatten images first")

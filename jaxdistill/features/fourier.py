@@ -19,7 +19,7 @@ from jaxdistill.linalg import least_change, matmul
 
 @final
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RandomFourier(AbstractFeatureMap):
     """Random Fourier features, ``phi(x) = sqrt(2/p) cos(A x + b)``.
 
@@ -87,17 +87,11 @@ class RandomFourier(AbstractFeatureMap):
             directions = jax.random.normal(key_directions, (num_features, dim), jnp.float32)
         elif frequencies == "orthogonal":
             # Rows of a Gaussian matrix have chi-distributed lengths; keep them, or the kernel changes.
-            chi = jnp.linalg.norm(
-                jax.random.normal(key_norms, (num_features, dim), jnp.float32), axis=1
-            )
+            chi = jnp.linalg.norm(jax.random.normal(key_norms, (num_features, dim), jnp.float32), axis=1)
             directions = orthogonal_rows(key_directions, num_features, dim) * chi[:, None]
         else:
-            raise InputError(
-                f"unknown frequencies {frequencies!r}; choose 'gaussian' or 'orthogonal'"
-            )
-        phases = jax.random.uniform(
-            key_phases, (num_features,), jnp.float32, maxval=2 * math.pi
-        )
+            raise InputError(f"unknown frequencies {frequencies!r}; choose 'gaussian' or 'orthogonal'")
+        phases = jax.random.uniform(key_phases, (num_features,), jnp.float32, maxval=2 * math.pi)
         return cls(directions / np.float32(lengthscale), phases)
 
     @property

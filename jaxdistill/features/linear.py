@@ -15,7 +15,7 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 
 @final
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear(AbstractFeatureMap):
     """The map ``phi(x) = x``; its inverse is exact everywhere.
 

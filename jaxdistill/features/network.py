@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from jaxdistill.linalg import least_change, matmul
 
 @final
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RandomNetwork(AbstractFeatureMap):
     """Last hidden layer of a random network, ``phi(x) = act(W_L ... act(W_1 x))``.
 
@@ -80,8 +81,7 @@ class RandomNetwork(AbstractFeatureMap):
         sizes = (dim, *widths)
         if len(sizes) < 2 or min(sizes) < 1:
             raise InputError(
-                f"sizes must be positive with at least one layer, got dim={dim}, "
-                f"widths={tuple(widths)}"
+                f"sizes must be positive with at least one layer, got dim={dim}, widths={tuple(widths)}"
             )
         if not 0 <= negative_slope <= 1:
             raise InputError(f"negative_slope is {negative_slope}; choose it in [0, 1]")
@@ -129,7 +129,7 @@ class RandomNetwork(AbstractFeatureMap):
                 "a ReLU network (negative_slope 0) loses what is below zero and has no inverse; "
                 "use a positive slope, such as 0.1"
             )
-        for layer, (below, width) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+        for layer, (below, width) in enumerate(itertools.pairwise(sizes), start=1):
             if width > below:
                 return (
                     f"layer {layer} of the network is wider ({width}) than its input ({below}) and "

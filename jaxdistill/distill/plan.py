@@ -1,0 +1,219 @@
+"""Which construction a request gets: decided in one place, before any work, and open to inspection."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Array
+
+from jaxdistill.errors import InputError, PenaltyError, RankError
+from jaxdistill.fit import check_penalty
+from jaxdistill.linalg import check_finite, in_float64, numerical_rank
+from jaxdistill.ridge import RidgeModel, TargetKind
+
+Realistic = Literal["closest", "inverse", "fixed"]
+PenaltyRequest = float | Literal["max", "auto"] | None
+
+
+class Construction(enum.Enum):
+    """How the features of the set come about; the value is how it is said to a person."""
+
+    EXACT = "exact, in closed form (CHW Theorems 4.1 and 5.1)"
+    REDUCED = "best set below the rank of the weights (reduced-rank regression)"
+    SPANNING = "nearest spanning set of real examples"
+    INVERSE = "nearest inverse of real examples (CHW Corollary 4.1.1)"
+    FIXED = "real examples, new labels (CHW Theorem 4.2)"
+
+
+class LabelKind(enum.Enum):
+    """What the labels of the set are; the value is how it is said to a person."""
+
+    HARD = "hard"
+    ROWS = "rows"  # real rows that span the outputs, where classes cannot
+    GIVEN = "given"
+    SOFT = "soft"
+    WEIGHTED = "weighted"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`jaxdistill.distill` will do.
+
+    Args:
+        construction: How the features come about.
+        labels: What the labels are.
+        size: m.
+        rank: Numerical rank of the weights: the number of examples that exactness needs.
+        lam_s: The penalty asked for: a number, "max" or "auto".
+    """
+
+    construction: Construction
+    labels: LabelKind
+    size: int
+    rank: int
+    lam_s: float | Literal["max", "auto"]
+
+    @property
+    def soft(self) -> bool:
+        """Whether labels are computed from the inputs as stored."""
+        return self.labels in (LabelKind.SOFT, LabelKind.WEIGHTED)
+
+
+def plan_distillation(
+    model: RidgeModel,
+    *,
+    ipc: int | None = None,
+    size: int | None = None,
+    labels: Any = None,
+    lam_s: PenaltyRequest = None,
+    realistic: Realistic | None = None,
+) -> Plan:
+    """Decide on the construction for a request; arguments as for :func:`jaxdistill.distill`.
+
+    Returns:
+        The plan; nothing has been computed but the rank of the weights.
+
+    Raises:
+        InputError: the request is malformed or contradicts itself.
+        RankError: the labels asked for cannot span the outputs.
+        PenaltyError: the penalty makes no sense for these labels.
+    """
+    num_targets = model.weights.shape[1]
+    rank = int(in_float64(numerical_rank, model.weights))
+    if rank == 0:
+        raise RankError("the model's weights are zero: there is nothing to distil; check the targets")
+    m = _size(model, ipc, size)
+    if realistic not in (None, "closest", "inverse", "fixed"):
+        raise InputError(f"unknown realistic {realistic!r}; choose 'closest', 'inverse' or 'fixed'")
+    construction = {
+        None: Construction.EXACT if m >= rank else Construction.REDUCED,
+        "closest": Construction.SPANNING,
+        "inverse": Construction.INVERSE,
+        "fixed": Construction.FIXED,
+    }[realistic]
+    kind = _label_kind(model, m, rank, num_targets, labels, realistic)
+    soft = kind in (LabelKind.SOFT, LabelKind.WEIGHTED)
+    if lam_s is None:
+        lam_s = "auto" if soft else 0.0
+    if lam_s == "auto" and not soft:
+        raise PenaltyError(
+            "lam_s='auto' (self-conditioning) needs labels that follow the penalty; pass "
+            "labels='soft', or lam_s='max' for the largest that hard labels admit"
+        )
+    if lam_s == "max" and soft:
+        raise PenaltyError(
+            "soft labels are exact for every lam_s >= 0, so there is no largest; pass a number or "
+            "lam_s='auto'"
+        )
+    if not isinstance(lam_s, str):
+        lam_s = check_penalty("lam_s", lam_s)
+    elif lam_s not in ("auto", "max"):
+        raise PenaltyError(f"lam_s is {lam_s!r}; it must be a number >= 0, 'max' or 'auto'")
+    return Plan(construction, kind, m, rank, lam_s)
+
+
+def class_rows(model: RidgeModel, size: int) -> np.ndarray:
+    """Balanced class rows, as the model's targets are: class i, then i + 1, and again from 0."""
+    k = model.weights.shape[1]
+    rows = np.eye(k)[np.arange(size) % k]
+    return rows - 1 / k if model.target_kind is TargetKind.CENTRED else rows
+
+
+def given_rows(model: RidgeModel, labels: Any, size: int, rank: int) -> np.ndarray:
+    """Check labels that the caller gives: shape, values, and that they span the outputs.
+
+    Raises:
+        InputError: the shape or a value is wrong.
+        RankError: the row space does not cover that of the weights.
+    """
+    rows = np.asarray(labels, np.float64)
+    k = model.weights.shape[1]
+    if rows.shape != (size, k):
+        raise InputError(f"labels have shape {rows.shape}, expected ({size}, {k})")
+    check_finite("labels", rows)
+    projector = np.linalg.pinv(rows) @ rows
+    outside = np.linalg.norm(model.weights - model.weights @ projector)
+    if outside > 1e-8 * np.linalg.norm(model.weights):
+        raise RankError(
+            f"the labels have rank {np.linalg.matrix_rank(rows)} and do not span the {rank} "
+            "directions of the weights; give rows whose span holds those of the weights"
+        )
+    return rows
+
+
+def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.ndarray:
+    """Random rows that span the outputs of the model evenly, as large as training targets are.
+
+    ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns.
+    """
+    right = np.linalg.svd(model.weights, full_matrices=False)[2][:rank]
+    columns = np.linalg.qr(_normal(key, (size, rank)))[0]
+    rms = np.sqrt(np.trace(model.moments.target_gram) / model.moments.count)
+    return columns @ right * (rms * np.sqrt(size / rank))
+
+
+def _normal(key: Array, shape: tuple[int, ...]) -> np.ndarray:
+    import jax
+
+    return in_float64(lambda key: jax.random.normal(key, shape, float), key)
+
+
+def _size(model: RidgeModel, ipc: int | None, size: int | None) -> int:
+    if (ipc is None) == (size is None):
+        raise InputError("give either ipc (images per class) or size (examples in all)")
+    value, name = (ipc, "ipc") if size is None else (size, "size")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be a whole number >= 1")
+    if size is not None:
+        return int(size)
+    if model.target_kind is TargetKind.REAL:
+        raise InputError("real-valued targets have no classes; give size in place of ipc")
+    return int(value) * model.weights.shape[1]
+
+
+def _label_kind(
+    model: RidgeModel,
+    size: int,
+    rank: int,
+    num_targets: int,
+    labels: Any,
+    realistic: Realistic | None,
+) -> LabelKind:
+    """Labels asked for, or the natural ones: classes where they suffice, soft for real examples."""
+    classes = model.target_kind is not TargetKind.REAL
+    # Centred rows sum to zero: all but one of them span what they all span.
+    fewest = num_targets - (model.target_kind is TargetKind.CENTRED)
+    if labels is None:
+        if realistic is not None:
+            return LabelKind.SOFT
+        return LabelKind.HARD if classes and size >= fewest else LabelKind.ROWS
+    if not isinstance(labels, str):
+        if size < rank:
+            raise RankError(
+                f"{size} examples cannot hold weights of rank {rank}, so their labels cannot be "
+                f"given; use size >= {rank}, or leave labels out for the best set of this size"
+            )
+        kind = LabelKind.GIVEN
+    elif labels not in ("hard", "soft", "weighted"):
+        raise InputError(f"unknown labels {labels!r}; choose 'hard', 'soft', 'weighted' or rows")
+    else:
+        kind = LabelKind(labels)
+    if kind is LabelKind.HARD and not classes:
+        raise InputError("real-valued targets have no hard labels; leave labels out or pass 'soft'")
+    if kind is LabelKind.HARD and size < fewest:
+        raise RankError(
+            f"hard labels need every class to appear, so at least {fewest} examples, not {size}; "
+            "leave labels out for the best set of this size, or train on centred targets "
+            f"(rank {num_targets - 1})"
+        )
+    if kind is LabelKind.WEIGHTED and realistic != "fixed":
+        raise InputError("weighted labels are for fixed examples; pass realistic='fixed'")
+    if kind in (LabelKind.HARD, LabelKind.GIVEN) and realistic in ("closest", "fixed"):
+        raise InputError(
+            f"realistic={realistic!r} computes its own labels; leave labels out, or use "
+            "realistic='inverse' for labels of your own"
+        )
+    return kind
