@@ -180,10 +180,10 @@ def _factor(
     )
     moments = accumulate_moments(features, x, y, rows=rows, dtype=dtype, progress=progress)
     if n >= p:
-        return moments, in_float64(lambda m: factor_primal(m, product_dtype=dtype.name), moments)
+        return moments, in_float64(factor_primal, moments, dtype.name)
     select = slice(None) if rows is None else rows
     block, targets = np.asarray(x[select], np.float64), np.asarray(y[select], np.float64)
-    return moments, in_float64(lambda f, b, t: factor_dual(f(b), t), features, block, targets)
+    return moments, in_float64(factor_dual, features, block, targets)
 
 
 def _fit_auto(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
 
@@ -36,7 +36,7 @@ def in_float64(function: Callable[..., Any], *args: Any) -> Any:
     """
 
     def promote(leaf: Any) -> Any:
-        if isinstance(leaf, (bool, int, str)) or leaf is None:
+        if isinstance(leaf, (bool, int, str)):  # static arguments pass as they are
             return leaf
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             return jnp.asarray(leaf, jnp.float64)
@@ -54,12 +54,6 @@ def rank_tolerance(singular_values: Float[Array, " r"], shape: tuple[int, ...]) 
     """
     largest = jnp.max(singular_values, initial=0.0)
     return jnp.finfo(singular_values.dtype).eps * max(shape) * largest
-
-
-def numerical_rank(matrix: Float[Array, "a b"]) -> Int[Array, ""]:
-    """Number of singular values above :func:`rank_tolerance`."""
-    s = jnp.linalg.svd(matrix, compute_uv=False)
-    return jnp.sum(s > rank_tolerance(s, matrix.shape))
 
 
 def reciprocal(values: Float[Array, " r"], keep: Array) -> Float[Array, " r"]:
@@ -83,13 +77,6 @@ def least_change(matrix: Float[Array, "p d"], residual: Float[Array, "*batch p"]
     flat = residual.reshape(-1, residual.shape[-1])
     solved = jax.scipy.linalg.solve_triangular(r, flat.T, trans="T")
     return matmul(q, solved).T.reshape(*residual.shape[:-1], matrix.shape[1])
-
-
-def has_full_row_rank(matrix: Float[Array, "p d"]) -> Array:
-    """Whether the rows are numerically independent (from the diagonal of a QR factor)."""
-    diagonal = jnp.abs(jnp.diagonal(jnp.linalg.qr(matrix.T, mode="r")))
-    floor = jnp.finfo(matrix.dtype).eps * max(matrix.shape) * jnp.max(diagonal)
-    return jnp.min(diagonal) > floor
 
 
 def check_finite(name: str, array: Any) -> None:

@@ -19,7 +19,7 @@ from jaxdistill.linalg import matmul
 
 # Bytes of float32 features in one chunk: large enough for the matrix product to run at full speed,
 # small beside the Gram matrix of a wide map.
-CHUNK_BYTES = 2**25
+CHUNK_BYTES = 2**24
 
 
 @final
@@ -185,5 +185,7 @@ def accumulate_moments(
             block = (cx.astype(dtype, copy=False), cy, mask)
             if jax.local_device_count() > 1:  # one device takes the rows without a copy
                 block = jax.device_put(block, by_row)
+            # Rows are read while the device works, but only one chunk ahead of it.
+            jax.block_until_ready(moments)
             moments = _add_chunk(moments, features, *block)
         return jax.tree.map(np.asarray, moments)

@@ -208,7 +208,14 @@ def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: boo
     return np.concatenate(parts)[: len(x)]
 
 
-factor_primal = jax.jit(RidgePath.from_moments, static_argnames="product_dtype")
-factor_dual = jax.jit(RidgePath.from_features)
+factor_primal = jax.jit(RidgePath.from_moments, static_argnums=1)
+
+
+@jax.jit
+def factor_dual(features: AbstractFeatureMap, x: Array, targets: Array) -> RidgePath:
+    """Dual path of inputs, compiled with their feature map."""
+    return RidgePath.from_features(features(x), targets)
+
+
 path_weights = jax.jit(RidgePath.weights)
 solve = jax.jit(solve_ridge)

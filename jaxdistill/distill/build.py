@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.artifact import DistilledSet
-from jaxdistill.distill.exact import InverseFactors, inverse_features
-from jaxdistill.distill.labels import self_conditioning_penalty, soft_labels, weighted_labels
+from jaxdistill.distill.compiled import (
+    features_of_factors,
+    noisy_factors,
+    real_factors,
+    reduced,
+    spanning_features,
+    stored_labels,
+)
 from jaxdistill.distill.plan import (
     Construction,
     LabelKind,
@@ -23,12 +28,10 @@ from jaxdistill.distill.plan import (
     plan_distillation,
     spanning_rows,
 )
-from jaxdistill.distill.realistic import nearest_inverse, nearest_spanning
-from jaxdistill.distill.reduced_rank import reduce_rank
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.distill.scaling import Scaled, choose_scale
 from jaxdistill.errors import InputError, InverseError
-from jaxdistill.linalg import in_float64, matmul
+from jaxdistill.linalg import in_float64
 from jaxdistill.memory import require_memory
 from jaxdistill.ridge import RidgeModel
 
@@ -127,7 +130,7 @@ def distill(
     target, lost = model.weights, 0.0
     rows: np.ndarray | None = None
     if m < plan.rank and plan.construction is not Construction.FIXED:
-        target, rows, lost = in_float64(lambda b, g: reduce_rank(b, g, m), model.weights, model.moments.gram)
+        target, rows, lost = in_float64(reduced, model.weights, model.moments.gram, m)
     if plan.construction is Construction.FIXED:
         assert real is not None
         inputs, scaled, fixed_labels = real.astype(np.float64), None, None
@@ -190,55 +193,27 @@ def _features(
     # Soft labels follow afterwards, for any penalty; the features are best built without one.
     lam_s = 0.0 if plan.soft else plan.lam_s
     if plan.construction is Construction.SPANNING:
-        assert real is not None
         rank = min(plan.rank, plan.size)
-        features = in_float64(lambda b, x: nearest_spanning(b, phi(x), rank, sharpness), target, real)
+        features = in_float64(spanning_features, phi, target, real, rank, sharpness)
         return choose_scale(phi, lambda lam: features, rows, 0.0, np.inf, scale)
     if plan.construction is Construction.INVERSE:
-        assert real is not None
         assumed = 0.0 if isinstance(lam_s, str) else lam_s
-        own_labels = plan.soft
-
-        def nearest(b: Array, rows: Array, x: Array) -> tuple[Array, Array]:
-            features = phi(x)
-            labels = matmul(features, b) if own_labels else rows
-            return nearest_inverse(b, labels, features, assumed), labels
-
-        d, rows = in_float64(nearest, target, rows, real)
+        factors, rows = in_float64(real_factors, phi, target, rows, real, assumed, plan.soft)
     else:
-        d = in_float64(_noisy_inverse, target, rows, noise, plan.rank, key)
-    factors = in_float64(lambda d: InverseFactors.of(d), d)
+        factors = in_float64(noisy_factors, target, rows, noise, plan.rank, key)
 
     def features_at(lam: float) -> np.ndarray:
-        return in_float64(lambda f, lam: f.features(lam, np.asarray(larger_root)), factors, lam)
+        return in_float64(features_of_factors, factors, lam, np.asarray(larger_root))
 
     largest = 0.25 / float(np.max(factors.values)) ** 2
     return choose_scale(phi, features_at, rows, lam_s, largest, scale)
-
-
-def _noisy_inverse(target: Array, rows: Array, noise: Array, rank: int, key: Array) -> Array:
-    """D with a random free part whose singular values are about those of the fixed part."""
-    fixed = inverse_features(target, rows, jnp.zeros((rows.shape[0], target.shape[0]), rows.dtype))
-    std = noise * jnp.linalg.norm(fixed) / jnp.sqrt(1.0 * rank * target.shape[0])
-    free = std * jax.random.normal(key, fixed.shape, fixed.dtype)
-    return inverse_features(target, rows, free)
 
 
 def _labels_as_stored(
     model: RidgeModel, plan: Plan, x: np.ndarray, target: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Soft labels and their penalty from the inputs as they are stored, rounding included."""
-
-    def compute(phi: Any, x: Array, target: Array, gram: Array) -> tuple[Array, Array]:
-        features = phi(x)
-        lam = (
-            self_conditioning_penalty(features)
-            if plan.lam_s == "auto"
-            else jnp.asarray(plan.lam_s, features.dtype)
-        )
-        if plan.labels is LabelKind.WEIGHTED:
-            return weighted_labels(features, target, gram, lam), lam
-        return soft_labels(features, target, lam), lam
-
-    y, lam = in_float64(compute, model.features, x, target, model.moments.gram)
+    lam_s = np.nan if plan.lam_s == "auto" else plan.lam_s
+    weighted = plan.labels is LabelKind.WEIGHTED
+    y, lam = in_float64(stored_labels, model.features, x, target, model.moments.gram, lam_s, weighted)
     return y, float(lam)

@@ -15,7 +15,9 @@ from jaxdistill.linalg import matmul, pinv, rank_tolerance, reciprocal
 
 
 def inverse_features(
-    weights: Float[Array, "p k"], labels: Float[Array, "m k"], free: Float[Array, "m p"]
+    weights: Float[Array, "p k"],
+    labels: Float[Array, "m k"],
+    free: Float[Array, "m p"] | None = None,
 ) -> Float[Array, "m p"]:
     """The matrix ``D = (B L^+)^T + (I - L L^+) Z`` whose pseudo-inverse is the set.
 
@@ -24,7 +26,7 @@ def inverse_features(
     Args:
         weights: B, shape (p, k).
         labels: L, shape (m, k), with a row space that covers that of B.
-        free: Z, shape (m, p); of no effect where m = k.
+        free: Z, shape (m, p), or None for zero; of no effect where m = k.
 
     Returns:
         D, shape (m, p).
@@ -32,7 +34,12 @@ def inverse_features(
     Source: CHW, proofs of Theorems 4.1 and 5.1.
     """
     pseudo = pinv(labels)
-    return matmul(weights, pseudo).T + free - matmul(labels, matmul(pseudo, free))
+    fixed = matmul(weights, pseudo).T
+    if free is None:
+        # Not only cheaper: XLA on the CPU (jaxlib 0.10 to 0.12) turns a compiled product with a
+        # constant zero matrix into NaN when its result is used beside others.
+        return fixed
+    return fixed + free - matmul(labels, matmul(pseudo, free))
 
 
 def recover_singular_values(
@@ -103,7 +110,7 @@ class InverseFactors(NamedTuple):
 def exact_features(
     weights: Float[Array, "p k"],
     labels: Float[Array, "m k"],
-    free: Float[Array, "m p"],
+    free: Float[Array, "m p"] | None = None,
     lam_s: Float[Array, ""] | float = 0.0,
     larger: Bool[Array, ...] | bool = True,
 ) -> Float[Array, "m p"]:
@@ -116,7 +123,7 @@ def exact_features(
     Args:
         weights: B, shape (p, k).
         labels: L, shape (m, k), with a row space that covers that of B.
-        free: Z, shape (m, p).
+        free: Z, shape (m, p), or None for zero.
         lam_s: Penalty of the retraining, at most ``1 / (4 s'_max^2)``.
         larger: Which root, one for all or one per singular value (in decreasing order).
 
@@ -126,7 +133,7 @@ def exact_features(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> b = jax.random.normal(jax.random.key(0), (5, 2))
-        >>> phis = exact_features(b, jnp.eye(2), jnp.zeros((2, 5)))
+        >>> phis = exact_features(b, jnp.eye(2))
         >>> bool(jnp.allclose(jnp.linalg.pinv(phis) @ jnp.eye(2), b, atol=1e-5))
         True
 

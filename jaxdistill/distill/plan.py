@@ -6,12 +6,13 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.errors import InputError, PenaltyError, RankError
 from jaxdistill.fit import check_penalty
-from jaxdistill.linalg import check_finite, in_float64, numerical_rank
+from jaxdistill.linalg import check_finite, in_float64
 from jaxdistill.ridge import RidgeModel, TargetKind
 
 Realistic = Literal["closest", "inverse", "fixed"]
@@ -82,7 +83,7 @@ def plan_distillation(
         PenaltyError: the penalty makes no sense for these labels.
     """
     num_targets = model.weights.shape[1]
-    rank = int(in_float64(numerical_rank, model.weights))
+    rank = int(np.linalg.matrix_rank(model.weights))
     if rank == 0:
         raise RankError("the model's weights are zero: there is nothing to distil; check the targets")
     m = _size(model, ipc, size)
@@ -150,15 +151,9 @@ def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.nda
     ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns.
     """
     right = np.linalg.svd(model.weights, full_matrices=False)[2][:rank]
-    columns = np.linalg.qr(_normal(key, (size, rank)))[0]
+    columns = np.linalg.qr(in_float64(jax.random.normal, key, (size, rank)))[0]
     rms = np.sqrt(np.trace(model.moments.target_gram) / model.moments.count)
     return columns @ right * (rms * np.sqrt(size / rank))
-
-
-def _normal(key: Array, shape: tuple[int, ...]) -> np.ndarray:
-    import jax
-
-    return in_float64(lambda key: jax.random.normal(key, shape, float), key)
 
 
 def _size(model: RidgeModel, ipc: int | None, size: int | None) -> int:

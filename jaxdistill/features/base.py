@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any, ClassVar, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -104,7 +105,12 @@ class AbstractFeatureMap(abc.ABC):
             raise InputError(
                 f"reference has shape {start.shape}, expected ({target.shape[0]}, {self.num_inputs})"
             )
-        return in_float64(type(self).pull_back, self, target, start)
+        return in_float64(_pull_back, self, target, start)
+
+
+@jax.jit
+def _pull_back(phi: AbstractFeatureMap, features: Array, reference: Array) -> Array:
+    return phi.pull_back(features, reference)
 
 
 def check_inputs(x: Array, num_inputs: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def orthogonal_rows(key: Array, rows: int, columns: int) -> Float[Array, "rows columns"]:
     """Draw unit rows, orthogonal within blocks of ``columns``; the blocks are independent.
 
