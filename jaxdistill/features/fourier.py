@@ -16,6 +16,8 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.linalg import least_change, matmul
 
+TURN = 2 * math.pi
+
 
 @final
 @jax.tree_util.register_dataclass
@@ -26,9 +28,10 @@ class RandomFourier(AbstractFeatureMap):
     With rows of A drawn from N(0, I/lengthscale^2) and b uniform on [0, 2 pi), the inner product
     phi(x).phi(x') estimates the Gaussian kernel exp(-|x - x'|^2 / (2 lengthscale^2)).
 
-    The inverse is ``x = x0 + A^+ (theta - A x0 - b)``, where theta is the branch
-    ``+-arccos(sqrt(p/2) phi) + 2 pi j`` nearest to the phase of the reference x0. It is exact where p <= d,
-    A has full row rank and every feature lies in [-sqrt(2/p), sqrt(2/p)].
+    The inverse is ``x = x0 + A^+ (theta - A x0 - b)``, where theta is a branch
+    ``+-arccos(sqrt(p/2) phi) + 2 pi j`` of every feature. All branches are exact; they are chosen so that
+    x is near to the reference x0. It is exact where p <= d, A has full row rank and every feature lies
+    in [-sqrt(2/p), sqrt(2/p)].
 
     Args:
         frequencies: A, shape (p, d), in radians per unit of input.
@@ -91,7 +94,7 @@ class RandomFourier(AbstractFeatureMap):
             directions = orthogonal_rows(key_directions, num_features, dim) * chi[:, None]
         else:
             raise InputError(f"unknown frequencies {frequencies!r}; choose 'gaussian' or 'orthogonal'")
-        phases = jax.random.uniform(key_phases, (num_features,), jnp.float32, maxval=2 * math.pi)
+        phases = jax.random.uniform(key_phases, (num_features,), jnp.float32, maxval=TURN)
         return cls(directions / np.float32(lengthscale), phases)
 
     @property
@@ -142,14 +145,15 @@ class RandomFourier(AbstractFeatureMap):
     def pull_back(
         self, features: Float[Array, "*batch p"], reference: Float[Array, "*batch d"]
     ) -> Float[Array, "*batch d"]:
-        """Pre-image on the branch nearest to the reference's phase."""
+        """Pre-image on the branches that keep the input nearest to the reference."""
+        matrix = self.frequencies.astype(features.dtype)
         now = self._phase(reference)
         angle = jnp.arccos(features / self.feature_bound)
-        turn = 2 * math.pi
-        plus = angle + turn * jnp.round((now - angle) / turn)
-        minus = -angle + turn * jnp.round((now + angle) / turn)
-        nearest = jnp.where(jnp.abs(plus - now) <= jnp.abs(minus - now), plus, minus)
-        return reference + least_change(self.frequencies.astype(features.dtype), nearest - now)
+        flat = jax.lax.stop_gradient((angle, now))
+        rows = [a.reshape(-1, self.num_features) for a in flat]
+        sign, turns = jax.vmap(_nearest_branches, in_axes=(None, 0, 0))(_metric(matrix), *rows)
+        theta = sign.reshape(angle.shape) * angle + TURN * turns.reshape(angle.shape)
+        return reference + least_change(matrix, theta - now)
 
     def settings(self) -> dict[str, Any]:
         """Nothing beyond the arrays."""
@@ -167,3 +171,48 @@ class RandomFourier(AbstractFeatureMap):
         """Rebuild from :meth:`arrays`."""
         del settings
         return cls(jnp.asarray(arrays["frequencies"]), jnp.asarray(arrays["phases"]))
+
+
+def _metric(matrix: Float[Array, "p d"]) -> Float[Array, "p p"]:
+    """``(A A^T)^-1``: the squared length of ``A^+ t`` is ``t^T (A A^T)^-1 t``."""
+    r = jnp.linalg.qr(matrix.T, mode="r")
+    inverse = jax.scipy.linalg.solve_triangular(r, jnp.eye(r.shape[0], dtype=r.dtype))
+    return matmul(inverse, inverse.T)
+
+
+def _nearest_branches(
+    metric: Float[Array, "p p"], angle: Float[Array, " p"], now: Float[Array, " p"]
+) -> tuple[Float[Array, " p"], Float[Array, " p"]]:
+    """Sign and full turns of every phase, so that the input moves little.
+
+    The nearest branch of each phase by itself can be far away in the input: a square Gaussian A has a
+    few directions that its inverse stretches a thousandfold. Finding the best combination is a closest
+    vector problem; greedy descent, one phase at a time and always the one that gains most, needs some tens
+    of changes and brings the inputs of MNIST down from a root mean square of 200 to 5.
+    """
+    signs = jnp.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], angle.dtype)[:, None]
+    near = jnp.round((now - signs * angle) / TURN)
+    turns = near + jnp.array([0.0, -1.0, 1.0, 0.0, -1.0, 1.0], angle.dtype)[:, None]
+    branches = signs * angle + TURN * turns
+    first = jnp.argmin(jnp.abs(branches - now), axis=0)
+    columns = jnp.arange(len(angle))
+    start = branches[first, columns]
+    slope = matmul(metric, start - now)
+    floor = -16 * jnp.finfo(angle.dtype).eps * jnp.sum(jnp.abs((start - now) * slope))
+
+    def gains(chosen: Array, slope: Array) -> Array:
+        step = branches - branches[chosen, columns]
+        return step * (2 * slope + step * jnp.diagonal(metric))
+
+    def improves(state: tuple[Array, Array, Array]) -> Array:
+        count, chosen, slope = state
+        return (count < 8 * len(angle)) & (jnp.min(gains(chosen, slope)) < floor)
+
+    def improve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        count, chosen, slope = state
+        best, column = jnp.unravel_index(jnp.argmin(gains(chosen, slope)), branches.shape)
+        step = branches[best, column] - branches[chosen[column], column]
+        return count + 1, chosen.at[column].set(best), slope + step * metric[:, column]
+
+    _, chosen, _ = jax.lax.while_loop(improves, improve, (jnp.array(0), first, slope))
+    return jnp.broadcast_to(signs, branches.shape)[chosen, columns], turns[chosen, columns]
