@@ -132,7 +132,7 @@ class DistilledSet:
             arrays |= {f"preprocess/{name}": value for name, value in parts.items()}
         arrays["digest"] = np.array(_digest(arrays))
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        np.savez(buffer, allow_pickle=False, **arrays)
         return write_atomically(path, buffer.getvalue())
 
     def _meta(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.artifact import DistilledSet
-from jaxdistill.distill.exact import retrain
+from jaxdistill.distill.exact import retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.linalg import check_finite, in_float64
@@ -134,10 +134,9 @@ def certify(
             f"the model's weights have shape {full.shape}, the set was made for "
             f"{small.weights.shape}; certify against the model that was distilled"
         )
-    wide = in_float64(_retrain_inputs, small.features, small.x, small.y, small.lam)
+    wide, condition, amplification = in_float64(_retrain, small.features, small.x, small.y, small.lam)
     narrow = _retrain_float32(small)
     rank = int(np.linalg.matrix_rank(full))
-    condition, amplification = in_float64(_sensitivity, small.features, small.x)
     error = _relative(wide, full)
     eps = float(np.finfo(small.x.dtype).eps)
     tolerance = min(100 * eps * float(condition * amplification), math.sqrt(eps))
@@ -158,24 +157,20 @@ def certify(
 
 
 @jax.jit
-def _retrain_inputs(features: AbstractFeatureMap, x: Array, y: Array, lam: Array) -> Array:
-    return retrain(features(x), y, lam)
+def _retrain(features: AbstractFeatureMap, x: Array, y: Array, lam: Array) -> tuple[Array, Array, Array]:
+    """Weights, condition number of the features, and the growth of a relative change of the inputs."""
+    # Changes of random sign: what rounding of the inputs looks like.
+    change = x * jax.random.rademacher(jax.random.key(0), x.shape, x.dtype)
+    phi, response = jax.jvp(features, (x,), (change,))
+    weights, s = retrain_with_values(phi, y, lam)
+    growth = jnp.linalg.norm(response) / jnp.linalg.norm(phi)
+    return weights, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0)
 
 
 def _retrain_float32(small: DistilledSet) -> np.ndarray:
     with jax.enable_x64(False):
         narrow = (np.float32(small.x), np.float32(small.y), np.float32(small.lam))
-        return np.asarray(_retrain_inputs(small.features, *narrow), np.float64)
-
-
-@jax.jit
-def _sensitivity(features: AbstractFeatureMap, x: Array) -> tuple[Array, Array]:
-    """Condition number of the features, and how a relative change of the inputs grows in them."""
-    change = x * jax.random.rademacher(jax.random.key(0), x.shape, x.dtype)
-    phi, response = jax.jvp(features, (x,), (change,))
-    s = jnp.linalg.svd(phi, compute_uv=False)
-    growth = jnp.linalg.norm(response) / jnp.linalg.norm(phi)
-    return s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0)
+        return np.asarray(_retrain(small.features, *narrow)[0], np.float64)
 
 
 def _relative(weights: np.ndarray, full: np.ndarray) -> float:

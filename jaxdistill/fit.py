@@ -10,9 +10,10 @@ from jaxtyping import Array
 
 from jaxdistill.errors import InputError, PenaltyError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.keys import host_generator
 from jaxdistill.linalg import check_finite, in_float64
 from jaxdistill.memory import require_memory
-from jaxdistill.moments import CHUNK_BYTES, Moments, accumulate_moments
+from jaxdistill.moments import CHUNK_BYTES, Moments, accumulate_moments, chunk_rows
 from jaxdistill.ridge import (
     RidgeModel,
     RidgePath,
@@ -179,11 +180,21 @@ def _factor(
         "use fewer features, fewer examples, or a machine with more memory",
     )
     moments = accumulate_moments(features, x, y, rows=rows, dtype=dtype, progress=progress)
-    if n >= p:
-        return moments, in_float64(factor_primal, moments, dtype.name)
+    return moments, _path(features, moments, x, y, rows, dtype)
+
+
+def _path(
+    features: AbstractFeatureMap,
+    moments: Moments,
+    x: np.ndarray,
+    y: np.ndarray,
+    rows: np.ndarray | None,
+    dtype: Any,
+) -> RidgePath:
+    if moments.count >= features.num_features:
+        return in_float64(factor_primal, moments, dtype.name)
     select = slice(None) if rows is None else rows
-    block, targets = np.asarray(x[select], np.float64), np.asarray(y[select], np.float64)
-    return moments, in_float64(factor_dual, features, block, targets)
+    return in_float64(factor_dual, features, x[select], y[select])
 
 
 def _fit_auto(
@@ -218,13 +229,15 @@ def _fit_auto(
     train, kept = _split(len(x), validation, key)
     moments, path = _factor(features, x, y, train, dtype, progress)
     selection = select("validation", path, x[kept], y[kept])
-    held_moments = accumulate_moments(features, x, y, rows=kept, dtype=dtype)
+    size = chunk_rows(features.num_features, len(train))  # of the training part: already compiled
+    held_moments = accumulate_moments(features, x, y, rows=kept, dtype=dtype, chunk_size=size)
     everything = jax.tree.map(np.add, moments, held_moments)
     lam = selection.lam
-    if lam > path.resolution:
+    definite = len(train) >= features.num_features and path.eigenvalues[0] > path.resolution
+    if definite or lam > path.resolution:
         weights = in_float64(solve, everything, lam)
-    else:  # too small for a Cholesky factor: the pseudo-inverse, from a path on all data
-        _, path = _factor(features, x, y, None, dtype, progress)
+    else:  # no Cholesky factor to rely on: the weights of least norm, from a path on all data
+        path = _path(features, everything, x, y, None, dtype)
         weights = in_float64(path_weights, path, lam)
     return _model(features, weights, lam, everything, path, selection, y)
 
@@ -238,7 +251,7 @@ def _split(n: int, fraction: Any, key: Array | None) -> tuple[np.ndarray, np.nda
     size = round(fraction * n)
     if not 0 < size < n:
         raise InputError(f"validation={fraction} of {n} examples leaves a part without any")
-    order = np.asarray(jax.random.permutation(key, n))
+    order = host_generator(key).permutation(n)
     return np.sort(order[size:]), np.sort(order[:size])
 
 

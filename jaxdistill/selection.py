@@ -53,6 +53,11 @@ class LamSelection:
         return self.index in (0, len(self.lams) - 1)
 
 
+@jax.jit
+def _filters(path: Any, lams: Array) -> Array:
+    return path.filters(lams)
+
+
 def _errors(prediction: Array, y: Array, mask: Array) -> tuple[Array, Array]:
     squared = jnp.sum(mask * jnp.sum((prediction - y) ** 2, axis=1))
     wrong = jnp.argmax(prediction, axis=1) != jnp.argmax(y, axis=1)
@@ -133,7 +138,7 @@ def score_penalties(
     chunk = {"validation": _held_out_chunk, "leave-one-out": _leave_one_out_chunk}[method]
     squared, wrong = np.zeros(len(lams)), np.zeros(len(lams))
     with jax.enable_x64(True):
-        filters = path.filters(jnp.asarray(lams))
+        filters = _filters(path, lams)
         fixed = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
         features = jax.device_put(features)
         size = chunk_rows(features.num_features, len(x))

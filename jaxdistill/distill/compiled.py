@@ -23,6 +23,8 @@ features_of_factors = jax.jit(InverseFactors.features)
 def noisy_factors(target: Array, rows: Array, noise: Array, rank: int, key: Array) -> InverseFactors:
     """Factors of D with a random free part whose singular values are about those of the fixed part."""
     fixed = inverse_features(target, rows)
+    if rows.shape[0] <= rank:  # labels of full rank leave nothing free
+        return InverseFactors.of(fixed)
     std = noise * jnp.linalg.norm(fixed) / jnp.sqrt(1.0 * rank * target.shape[0])
     free = std * jax.random.normal(key, fixed.shape, fixed.dtype)
     return InverseFactors.of(inverse_features(target, rows, free))

@@ -159,8 +159,15 @@ def retrain(
     Returns:
         Weights, shape (p, k).
     """
+    return retrain_with_values(features, labels, lam_s)[0]
+
+
+def retrain_with_values(
+    features: Float[Array, "m p"], labels: Float[Array, "m k"], lam_s: Float[Array, ""] | float
+) -> tuple[Float[Array, "p k"], Float[Array, " r"]]:
+    """What :func:`retrain` returns, and the singular values of the features."""
     u, s, vt = jnp.linalg.svd(features, full_matrices=False)
-    return matmul(vt.T * ridge_filter(s, features.shape, lam_s), matmul(u.T, labels))
+    return matmul(vt.T * ridge_filter(s, features.shape, lam_s), matmul(u.T, labels)), s
 
 
 def ridge_filter(

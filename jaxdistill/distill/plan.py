@@ -6,13 +6,13 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.errors import InputError, PenaltyError, RankError
 from jaxdistill.fit import check_penalty
-from jaxdistill.linalg import check_finite, in_float64
+from jaxdistill.keys import host_generator
+from jaxdistill.linalg import check_finite
 from jaxdistill.ridge import RidgeModel, TargetKind
 
 Realistic = Literal["closest", "inverse", "fixed"]
@@ -151,7 +151,7 @@ def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.nda
     ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns.
     """
     right = np.linalg.svd(model.weights, full_matrices=False)[2][:rank]
-    columns = np.linalg.qr(in_float64(jax.random.normal, key, (size, rank)))[0]
+    columns = np.linalg.qr(host_generator(key).standard_normal((size, rank)))[0]
     rms = np.sqrt(np.trace(model.moments.target_gram) / model.moments.count)
     return columns @ right * (rms * np.sqrt(size / rank))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
+from jaxdistill.keys import host_generator
 from jaxdistill.linalg import check_finite
 from jaxdistill.ridge import RidgeModel, TargetKind
 
@@ -38,7 +38,7 @@ def pick_reference(
         raise InputError(f"reference has shapes {x.shape} and {y.shape}, expected (n, {d}) and (n, {k})")
     if len(x) < size:
         raise InputError(f"reference has {len(x)} examples, {size} are asked for; give more")
-    order = np.asarray(jax.random.permutation(key, len(x)))
+    order = host_generator(key).permutation(len(x))
     if model.target_kind is TargetKind.REAL:
         rows = order[:size]
     else:
