@@ -102,8 +102,10 @@ def choose_scale(
 def _admissible(lam_s: float | str, most: float) -> float:
     value = float(lam_s)
     if value > most:
+        named = float(f"{most:.6g}")
+        named = named if named <= most else float(f"{most * (1 - 1e-6):.6g}")  # must itself be admissible
         raise PenaltyError(
-            f"lam_s={value:g} is above the largest that these labels admit, {most:.6g}; use at most "
+            f"lam_s={value:g} is above the largest that these labels admit, {named:.6g}; use at most "
             "that, lam_s='max', or labels='soft', which admit every penalty"
         )
     return value
