@@ -61,7 +61,7 @@ def _filters(path: Any, lams: Array) -> Array:
 def _errors(prediction: Array, y: Array, mask: Array) -> tuple[Array, Array]:
     squared = jnp.sum(mask * jnp.sum((prediction - y) ** 2, axis=1))
     wrong = jnp.argmax(prediction, axis=1) != jnp.argmax(y, axis=1)
-    return squared, jnp.sum(mask * wrong)
+    return squared, jnp.sum(jnp.where(wrong, mask, 0.0))
 
 
 @jax.jit

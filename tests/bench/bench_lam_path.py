@@ -1,8 +1,8 @@
 """Cost of a whole lam path beside its floor: one Gram product and one eigendecomposition.
 
-``python tests/bench/bench_lam_path.py`` on MNIST where JAXDISTILL_DATA_DIR holds it, on random data of the same
-shape otherwise. Every run is warm; compilation is reported beside. The path is everything from inputs on
-the host to the chosen penalty: moments, eigendecomposition, 24 candidates scored on 3000 held-out examples.
+``python tests/bench/bench_lam_path.py``, on MNIST where JAXDISTILL_DATA_DIR holds it, otherwise on random
+data of its shape. Every run is warm; compilation is reported beside. The path is everything from inputs on
+the host to the chosen penalty: moments, eigendecomposition, 24 candidates scored on 3000 examples.
 """
 
 from __future__ import annotations

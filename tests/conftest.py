@@ -1,0 +1,50 @@
+"""What every test runs under: strict promotion, a reproducible hypothesis profile, a flag that stays put."""
+
+from collections.abc import Iterator
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdistill as jd
+
+hypothesis.settings.register_profile("jaxdistill", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.load_profile("jaxdistill")
+
+
+@pytest.fixture(autouse=True)
+def strict_types() -> Iterator[None]:
+    """No silent promotion between types, and no public call that leaves the x64 flag changed."""
+    before = jnp.zeros(()).dtype
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+    assert jnp.zeros(()).dtype == before
+
+
+@pytest.fixture(scope="session")
+def problem() -> dict[str, np.ndarray]:
+    """A classification problem with d = 12, k = 3."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((3, 12))
+    labels = np.arange(210) % 3
+    x = (centres[labels] + 0.8 * rng.standard_normal((210, 12))).astype(np.float32)
+    y = jd.one_hot(labels, 3)
+    return {"x": x[:150], "y": y[:150], "x_test": x[150:], "y_test": labels[150:]}
+
+
+@pytest.fixture(scope="session")
+def maps() -> dict[str, jd.features.AbstractFeatureMap]:
+    """One small map of every kind, p <= d = 12."""
+    key = jax.random.key(5)
+    f = jd.features
+    return {
+        "linear": f.Linear(12),
+        "fourier": f.RandomFourier.create(12, 10, lengthscale=4.0, key=key),
+        "orthogonal fourier": f.RandomFourier.create(
+            12, 12, lengthscale=4.0, frequencies="orthogonal", key=key
+        ),
+        "network": f.RandomNetwork.create(12, widths=(12, 9), key=key),
+        "gaussian network": f.RandomNetwork.create(12, widths=(11,), weights="gaussian", key=key),
+    }
