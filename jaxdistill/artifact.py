@@ -239,7 +239,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; make one with: jaxdistill distill --out DIR")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # From memory: NumPy leaves a file open when it turns out to be damaged.
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ArtifactError(f"{path} is a single array; a distilled set is an .npz file")
             return {name: file[name] for name in file.files}

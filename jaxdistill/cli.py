@@ -387,6 +387,7 @@ def _text(report: dict[str, Any]) -> str:
         if r["exact"]
         else f"not exact: m = {r['m']}, rank of the weights {r['rank']}, "
         f"error {error(r['relative_weight_error'])}, rounding explains {r['tolerance']:.0e}"
+        + ("" if r["m"] < r["rank"] else "; try --targets centred or --dtype float64")
     )
     lines = [
         f"data         {r['dataset']}: {r['n']} training and {r['num_test']} test examples, "
