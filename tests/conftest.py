@@ -1,14 +1,18 @@
-"""What every test runs under: strict promotion, a reproducible hypothesis profile, a flag that stays put."""
+"""What every test runs under: checked shapes, strict promotion, one hypothesis profile, a flag that stays put."""
 
 from collections.abc import Iterator
 
 import hypothesis
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
-import jaxdistill as jd
+# Before the first import of the package: every shape annotation is checked while the tests run.
+jaxtyping.install_import_hook("jaxdistill", "shape_checks.check")
+
+import jaxdistill as jd  # noqa: E402
 
 hypothesis.settings.register_profile("jaxdistill", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("jaxdistill")

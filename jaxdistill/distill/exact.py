@@ -44,7 +44,7 @@ def inverse_features(
 
 def recover_singular_values(
     d_values: Float[Array, " r"],
-    lam_s: Float[Array, ""] | float,
+    lam_s: Float[Array, " #r"] | Float[Array, ""] | float,
     larger: Bool[Array, ...] | bool = True,
 ) -> Float[Array, " r"]:
     """Solve ``s / (s^2 + lam_s) = s'`` for every singular value.
@@ -55,7 +55,7 @@ def recover_singular_values(
 
     Args:
         d_values: s', shape (r,), positive.
-        lam_s: Penalty.
+        lam_s: Penalty, one for all or one per singular value.
         larger: Which root to take, one for all or one per singular value.
 
     Returns:

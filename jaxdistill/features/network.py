@@ -47,7 +47,7 @@ class RandomNetwork(AbstractFeatureMap):
     Source: CHW section 6 (one layer, slope 0.1, weights N(0, 1/d)) and Corollary 5.1.1.
     """
 
-    weights: tuple[Float[Array, "out in"], ...]
+    weights: tuple[Float[Array, "_ _"], ...]
     negative_slope: float = field(metadata={"static": True})
     kind = "network"
 
