@@ -35,3 +35,15 @@ class OutputError(JaxDistillError):
 
 class MemoryBudgetError(JaxDistillError):
     """The task needs more memory than there is; the message names the bytes."""
+
+
+class CheckpointError(JaxDistillError):
+    """A checkpoint is damaged, or belongs to another run."""
+
+
+class DivergenceError(JaxDistillError):
+    """Training left the finite numbers; ``result`` holds the last good state."""
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxdistill.errors import InputError
 from jaxdistill.keys import host_generator
@@ -36,23 +36,41 @@ def pick_reference(
     d, k = model.features.num_inputs, model.weights.shape[1]
     if x.ndim != 2 or x.shape[1] != d or y.shape != (len(x), k):
         raise InputError(f"reference has shapes {x.shape} and {y.shape}, expected (n, {d}) and (n, {k})")
-    if len(x) < size:
-        raise InputError(f"reference has {len(x)} examples, {size} are asked for; give more")
-    order = host_generator(key).permutation(len(x))
-    if model.target_kind is TargetKind.REAL:
-        rows = order[:size]
-    else:
-        classes = y.argmax(axis=1)[order]
-        rows = np.empty(size, int)
-        for c in range(min(k, size)):
-            slots = np.arange(c, size, k)
-            found = order[classes == c][: len(slots)]
-            if len(found) < len(slots):
-                raise InputError(
-                    f"reference has {len(found)} examples of class {c}, {len(slots)} are needed; "
-                    "give more or ask for fewer"
-                )
-            rows[slots] = found
+    rows = balanced_rows(y, size, model.target_kind is not TargetKind.REAL, key)
     check_finite("reference x", x[rows])
     check_finite("reference y", y[rows])
     return x[rows], y[rows]
+
+
+def balanced_rows(y: Float[np.ndarray, "n k"], size: int, classes: bool, key: Array) -> Int[np.ndarray, " m"]:
+    """Rows of m examples at random; of classes, balanced in the order 0, 1, ..., 0, 1, ...
+
+    Args:
+        y: Targets, shape (n, k).
+        size: m.
+        classes: Whether targets are classes.
+        key: Random key.
+
+    Raises:
+        InputError: there are too few examples, or too few of a class.
+    """
+    if len(y) < size:
+        raise InputError(
+            f"there are {len(y)} real examples, {size} are asked for; give more or ask for fewer"
+        )
+    order = host_generator(key).permutation(len(y))
+    if not classes:
+        return order[:size]
+    k = y.shape[1]
+    named = y.argmax(axis=1)[order]
+    rows = np.empty(size, int)
+    for c in range(min(k, size)):
+        slots = np.arange(c, size, k)
+        found = order[named == c][: len(slots)]
+        if len(found) < len(slots):
+            raise InputError(
+                f"there are {len(found)} real examples of class {c}, {len(slots)} are asked for; "
+                "give more or ask for fewer"
+            )
+        rows[slots] = found
+    return rows

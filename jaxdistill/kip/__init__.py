@@ -1,0 +1,25 @@
+"""Kernel inducing points: a small set trained by gradient descent, the method to compare with.
+
+``objective`` holds the losses as pure functions of matrices, ``problem`` binds them to features, a
+kernel, moments or targets, ``prepare`` and ``start`` put data on the device, ``train`` runs, and
+``checkpoint`` makes a run survive its process.
+"""
+
+from jaxdistill.augment import Augmentation
+from jaxdistill.kip.config import KipConfig, optimisers
+from jaxdistill.kip.objective import Quadratic, moments_loss, ridge_coefficients, solved_coefficients
+from jaxdistill.kip.result import History, KipResult
+from jaxdistill.kip.train import train
+
+__all__ = [
+    "Augmentation",
+    "History",
+    "KipConfig",
+    "KipResult",
+    "Quadratic",
+    "moments_loss",
+    "optimisers",
+    "ridge_coefficients",
+    "solved_coefficients",
+    "train",
+]

@@ -1,0 +1,102 @@
+"""Checkpoints of a run, written by orbax: whole or not at all, and never of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxdistill.errors import CheckpointError, OutputError
+
+
+class Checkpoints:
+    """The checkpoints of one run in one folder; the two newest are kept.
+
+    orbax writes beside and renames when everything is on disk, so a process that is killed leaves a whole
+    checkpoint or a temporary folder that the next run ignores.
+
+    Args:
+        folder: Where they are; made where missing.
+        identity: Everything that the result of the run depends on, in types that JSON keeps.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, identity: dict[str, Any]) -> None:
+        self.folder = Path(folder).expanduser().absolute()
+        self._identity = identity
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manager.close()
+
+    def save(self, step: int, state: Any) -> None:
+        """Write a state, a pytree of NumPy arrays that are not empty.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        # A run that stopped at this very step has written it already.
+        if step in self._manager.all_steps():
+            return
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        args = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(leaves), identity=ocp.args.JsonSave(self._identity)
+        )
+        try:
+            self._manager.save(step, args=args)
+        except OSError as error:
+            raise OutputError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest state, in the structure of ``like``, or None where there is none.
+
+        Raises:
+            CheckpointError: it belongs to a run with other settings, which are named, or cannot be read.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        where = f"the checkpoint of step {step} in {self.folder}"
+        identity = self._read(step, where, identity=ocp.args.JsonRestore())["identity"]
+        differing = [
+            f"{name} ({identity.get(name)!r} there, {self._identity.get(name)!r} here)"
+            for name in sorted(identity.keys() | self._identity.keys())
+            if identity.get(name) != self._identity.get(name)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{where} is of another configuration: {'; '.join(differing)}; use another folder, or the "
+                "settings it was made with"
+            )
+        leaves, structure = jax.tree.flatten(like)
+        plain = [ocp.RestoreArgs(restore_type=np.ndarray) for _ in leaves]
+        args = ocp.args.PyTreeRestore(item=list(range(len(leaves))), restore_args=plain)
+        restored = self._read(step, where, state=args)["state"]
+        if [a.shape for a in restored] != [np.shape(a) for a in leaves]:
+            raise CheckpointError(f"{where} holds arrays of other shapes; use another folder")
+        return jax.tree.unflatten(structure, restored)
+
+    def _read(self, step: int, where: str, **args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:  # orbax raises what its storage raises
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{where} cannot be read ({first[:120]}); delete it to go on from an earlier one"
+            ) from None

@@ -1,0 +1,207 @@
+"""What a KIP run is: one frozen record, checked before any work."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdistill.artifact import DistilledSet
+from jaxdistill.augment import Augmentation
+from jaxdistill.errors import InputError
+
+LABELS = ("fixed", "learned", "solved")
+FORMS = ("auto", "moments", "plain")
+TARGETS = ("data", "model")
+STARTS = ("real", "noise")
+SCHEDULES = {
+    "constant": lambda rate, steps: optax.constant_schedule(rate),
+    "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
+    "linear": lambda rate, steps: optax.linear_schedule(rate, 0.0, steps),
+    "exponential": lambda rate, steps: optax.exponential_decay(rate, steps, 0.01),
+    "warmup_cosine": lambda rate, steps: optax.warmup_cosine_decay_schedule(
+        0.0, rate, max(1, steps // 20), steps
+    ),
+}
+# Optimisers of optax that a learning rate alone makes.
+_FROM_RATE = (
+    *("adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad"),
+    *("fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd", "radam", "rmsprop", "sgd"),
+    *("sm3", "yogi"),
+)
+# Those that choose their own step by a line search.
+_SEARCHING = ("lbfgs",)
+# Fields that change when the host looks at a run, and nothing in its result.
+_WITHOUT_INFLUENCE = ("block", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class KipConfig:
+    """Settings of :func:`jaxdistill.kip.train`.
+
+    Args:
+        ipc: Examples per class; or
+        size: examples in all, m. Give one of the two, or neither to take the size of a set that is
+            the start.
+        steps: Number of steps.
+        batch: Targets in a step, balanced over classes, or "all".
+        labels: "fixed", class rows; "learned", trained with the inputs; "solved", least squares on
+            the targets at every step (Label Solve).
+        form: "moments", all targets through their moments, at a cost that does not depend on their
+            number; "plain", the targets themselves; "auto", moments wherever they serve.
+        targets: "data", the targets that are given; "model", the predictions of the full model.
+        optimiser: Name of an optax optimiser, or a transformation with its own learning rate.
+        learning_rate: Peak learning rate of a named one. "lbfgs" has a line search and takes none.
+        schedule: "constant", "cosine", "linear", "exponential" or "warmup_cosine".
+        reg: Penalty lam_s relative to ``tr(K_ss) / m``. Default: 1e-6 for fixed and learned labels; 1 for
+            solved ones, whose predictions do not depend on it, since it makes retraining immune to
+            rounding.
+        ridge: Ridge of solved labels relative to the mean diagonal of their system; 0 fails, and
+            says so, where the examples are dependent (always for m > p).
+        start: "real" examples, "noise" of their mean and spread, or a distilled set.
+        augment: Random changes of the targets, or None.
+        seeds: Number of runs, trained at once, with different starts and batches.
+        dtype: "float32" or "float64": precision of inputs, features and target kernels.
+            Factorisations are always float64.
+        block: Steps between two visits of the host, as long as nothing else is due.
+        evaluate_every: Steps between two evaluations on validation data.
+        patience: Evaluations without improvement after which to stop; the best state is returned.
+            None: all steps, and the last state.
+        checkpoint_every: Steps between two checkpoints.
+
+    Raises:
+        InputError: a setting that is unknown (with the nearest known one) or makes no sense.
+
+    Example:
+        >>> KipConfig(ipc=1, labels="solved").penalty
+        1.0
+    """
+
+    ipc: int | None = None
+    size: int | None = None
+    steps: int = 500
+    batch: int | Literal["all"] = "all"
+    labels: str = "solved"
+    form: str = "auto"
+    targets: str = "data"
+    optimiser: str | optax.GradientTransformation = "adam"
+    learning_rate: float = 0.1
+    schedule: str = "cosine"
+    reg: float | None = None
+    ridge: float = 0.0
+    start: str | DistilledSet = "real"
+    augment: Augmentation | None = None
+    seeds: int = 1
+    dtype: str = "float32"
+    block: int = 25
+    evaluate_every: int = 100
+    patience: int | None = None
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        check_choice("labels", self.labels, LABELS)
+        check_choice("form", self.form, FORMS)
+        check_choice("targets", self.targets, TARGETS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("dtype", self.dtype, ("float32", "float64"))
+        if not isinstance(self.start, DistilledSet):
+            check_choice("start", self.start, STARTS)
+        if not isinstance(self.optimiser, optax.GradientTransformation):
+            check_choice("optimiser", self.optimiser, optimisers())
+        if self.ipc is not None and self.size is not None:
+            raise InputError("give either ipc (images per class) or size (examples in all)")
+        if self.ipc is None and self.size is None and not isinstance(self.start, DistilledSet):
+            raise InputError("give ipc (images per class) or size (examples in all)")
+        for name in ("ipc", "size", "batch", "patience"):
+            value = getattr(self, name)
+            if value is not None and not (name == "batch" and value == "all"):
+                _check_count(name, value)
+        for name in ("steps", "seeds", "block", "evaluate_every", "checkpoint_every"):
+            _check_count(name, getattr(self, name))
+        for name, value, lowest in (
+            ("learning_rate", self.learning_rate, 0.0),
+            ("reg", self.penalty, 0.0),
+            ("ridge", self.ridge, 0.0),
+        ):
+            if not (isinstance(value, (int, float)) and np.isfinite(value) and value >= lowest):
+                raise InputError(f"{name} is {value!r}; it must be a finite number >= 0")
+        if self.form == "moments" and (self.batch != "all" or self.augment is not None):
+            raise InputError("form='moments' takes all targets as they are; use batch='all', no augment")
+
+    @property
+    def penalty(self) -> float:
+        """The relative penalty: ``reg``, or its default for these labels."""
+        if self.reg is not None:
+            return self.reg
+        return 1.0 if self.labels == "solved" else 1e-6
+
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """The optimiser with its schedule."""
+        chosen = self.optimiser
+        if isinstance(chosen, str):
+            if chosen in _SEARCHING:
+                chosen = getattr(optax, chosen)()
+            else:
+                rate = SCHEDULES[self.schedule](self.learning_rate, self.steps)
+                chosen = getattr(optax, chosen)(rate)
+        return optax.with_extra_args_support(chosen)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that the result depends on, in types that JSON keeps."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _WITHOUT_INFLUENCE}
+        if not isinstance(self.optimiser, str):
+            told["optimiser"] = f"custom {_fingerprint(self.optimiser)}"
+        if isinstance(self.start, DistilledSet):
+            told["start"] = f"set {self.start.digest}"
+        told["augment"] = None if self.augment is None else self.augment.describe()
+        told["reg"] = self.penalty
+        return told
+
+
+def optimisers() -> list[str]:
+    """Names of optax's optimisers that are made from a learning rate, and L-BFGS."""
+    known = [name for name in _FROM_RATE if hasattr(optax, name)]
+    return sorted([*known, *_SEARCHING])
+
+
+def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise unless a setting is one of the known, with the nearest of them.
+
+    Raises:
+        InputError: names the setting, the value and the nearest known one.
+    """
+    known = list(known)
+    if isinstance(value, str) and value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "choose one of " + ", ".join(known)
+    raise InputError(f"unknown {name} {value!r}; {hint}")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        more = " or 'all'" if name == "batch" else ""
+        raise InputError(f"{name} is {value!r}; it must be a whole number >= 1{more}")
+
+
+def _fingerprint(transformation: optax.GradientTransformation) -> str:
+    """What a custom optimiser does, from its trace: a closure has no name to compare."""
+    probe = jnp.zeros((2, 3))
+    transformation = optax.with_extra_args_support(transformation)
+
+    def value_of(x: jax.Array) -> jax.Array:
+        return jnp.sum(x**2)
+
+    def update(x: jax.Array, state: Any) -> Any:
+        return transformation.update(x, state, x, value=value_of(x), grad=x, value_fn=value_of)
+
+    trace = str(jax.make_jaxpr(update)(probe, transformation.init(probe)))
+    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", trace).encode()).hexdigest()[:16]

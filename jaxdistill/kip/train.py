@@ -1,0 +1,371 @@
+"""The training loop: a compiled block of steps, and a host that looks on between blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+from tqdm import tqdm
+
+from jaxdistill.artifact import DistilledSet
+from jaxdistill.errors import DivergenceError, InputError
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.fit import detect_targets
+from jaxdistill.kip.checkpoint import Checkpoints
+from jaxdistill.kip.config import KipConfig
+from jaxdistill.kip.prepare import Model, Prepared, prepare
+from jaxdistill.kip.result import History, KipResult
+from jaxdistill.kip.start import starting_points
+from jaxdistill.preprocess import AbstractPreprocess
+from jaxdistill.ridge import RidgeModel
+
+State = dict[str, Any]
+
+
+def train(
+    model: Model,
+    x: Any,
+    y: Any,
+    config: KipConfig,
+    *,
+    key: Array,
+    validation: float | tuple[Any, Any] | None = None,
+    preprocess: AbstractPreprocess | None = None,
+    class_names: tuple[str, ...] | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
+) -> KipResult:
+    """Train a small set by gradient descent on its inputs: kernel inducing points (KIP).
+
+    Minimises ``1/2n |k(X, Xs) (K_ss + reg tr(K_ss)/m I)^-1 Ys - Y|^2`` over Xs, on all targets or on
+    class-balanced batches, with labels fixed, learned or solved. With finitely many features and all
+    targets it runs on their moments, exactly, at a cost per step that does not depend on n.
+
+    Args:
+        model: A ridge model, whose features are used and whose weights the set is compared with; or a
+            feature map; or any kernel ``k(X, X')``, shapes (a, d) and (b, d) to (a, b).
+        x: Training inputs, shape (n, d).
+        y: Training targets, shape (n, k): the model's, where it is one.
+        config: Everything else about the run.
+        key: Random key.
+        validation: Data to judge by: a fraction of the training data, which is then not trained on, or
+            ``(x, y)``; default none. Never test data.
+        preprocess: Transform that made x from images: for augmentation, and kept in the sets.
+        class_names: Names of the k outputs, kept in the sets.
+        checkpoint: Folder of checkpoints. A run that finds its own there goes on from it, and ends bit
+            for bit as if it had never stopped.
+        progress: Whether to show bars.
+
+    Returns:
+        The trained sets with their labels, penalties and history.
+
+    Raises:
+        InputError: settings or data that make no sense.
+        CheckpointError: the checkpoint is of another run, and in what, or damaged.
+        DivergenceError: the loss is not finite; names the step, and keeps the last good state.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> from jaxdistill import kip
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (90, 6)))
+        >>> y = jd.one_hot(np.arange(90) % 3, 3, centred=True)
+        >>> model = jd.fit_ridge(jd.features.Linear(6), x, y, lam=1.0)
+        >>> config = kip.KipConfig(ipc=1, steps=50)
+        >>> result = kip.train(model, x, y, config, key=jax.random.key(1))
+        >>> bool(result.history.loss[-1, 0] < result.history.loss[0, 0])
+        True
+
+    Source: Nguyen, Chen and Lee, 2021 (KIP, Label Solve); the moments form is this package's.
+    """
+    if not isinstance(model, (RidgeModel, AbstractFeatureMap)) and not callable(model):
+        raise InputError(f"model is a {type(model).__name__}; pass a ridge model, a feature map or a kernel")
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    key_data, key_start, key_steps = jax.random.split(key, 3)
+    numbers = range(config.seeds)
+    start_keys = [jax.random.fold_in(key_start, s) for s in numbers]
+    step_keys = jnp.stack([jax.random.fold_in(key_steps, s) for s in numbers])
+    with jax.enable_x64(True):
+        prepared = prepare(model, x, y, config, validation, preprocess, key_data, progress)
+        if config.labels == "solved" and config.ridge == 0 and prepared.context.phi is not None:
+            _check_solvable(config, prepared)
+        points = starting_points(config, prepared.x, prepared.y, prepared.classes, start_keys)
+        run = _Run(prepared, config, points, step_keys)
+        identity = config.describe() | prepared.identity | {"key": np.asarray(key).tolist()}
+        saving = nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
+        with saving as checkpoints:
+            state = run.go(checkpoints, progress, partial(_result, run, model, preprocess, class_names))
+        return _result(run, model, preprocess, class_names, state)
+
+
+def _check_solvable(config: KipConfig, prepared: Prepared) -> None:
+    size = config.size or (config.ipc or 0) * prepared.y.shape[1]
+    assert prepared.context.phi is not None
+    if size > prepared.context.phi.num_features:
+        raise InputError(
+            f"{size} examples have dependent features ({prepared.context.phi.num_features} of them), so the "
+            "best labels are not unique; state a ridge such as ridge=1e-10, or use fixed or learned labels"
+        )
+
+
+class _Run:
+    """One run: what is compiled once, and the loop around it."""
+
+    def __init__(self, prepared: Prepared, config: KipConfig, points: Any, keys: Array) -> None:
+        self.prepared, self.config, self.keys = prepared, config, keys
+        self.problem, self.context = prepared.problem, prepared.context
+        params, labels = points
+        self.labels = jnp.asarray(labels)
+        self.optimiser = config.transformation()
+        self.params = jax.tree.map(jnp.asarray, params)
+        self.coefficients = jax.jit(self.problem.coefficients)
+        self.predict = jax.jit(self.problem.predict)
+        self.finish = jax.jit(self.problem.finish)
+
+    def initial(self) -> State:
+        """The state before the first step, in NumPy: what a checkpoint holds."""
+        steps, seeds = self.config.steps, self.config.seeds
+        evaluations = -(-steps // self.config.evaluate_every)
+        params = jax.tree.map(np.asarray, self.params)
+        device = {
+            "step": np.int32(0),
+            "params": params,
+            "optimiser": jax.tree.map(np.asarray, jax.vmap(self.optimiser.init)(self.params)),
+            "good": params,
+            "fine": np.ones(seeds, bool),
+            "losses": np.full((steps, seeds), np.nan),
+        }
+        host = {
+            "best": params,
+            "best_score": np.full(seeds, -np.inf),
+            "waited": np.int64(0),
+            "evaluations": np.int64(0),
+            "evaluated_at": np.zeros(evaluations, np.int64),
+            "accuracy": np.full((evaluations, seeds), np.nan),
+            "validation_loss": np.full((evaluations, seeds), np.nan),
+            "seconds": np.zeros(evaluations),
+            "total_seconds": np.float64(0),
+            "compile_seconds": np.float64(0),
+        }
+        return {"device": device, "host": host}
+
+    def compile_block(self, device: State) -> Callable[[State, int], State]:
+        """Steps up to a given one, compiled ahead of time for any number of them; donates its state."""
+
+        def one(params: Any, optimiser: Any, labels: Array, key: Array, context: Any) -> Any:
+            def loss_of(p: Any) -> Array:
+                return self.problem.loss(p, labels, context, key).astype(jnp.result_type(p["x"]))
+
+            loss, gradient = jax.value_and_grad(loss_of)(params)
+            updates, optimiser = self.optimiser.update(
+                gradient, optimiser, params, value=loss, grad=gradient, value_fn=loss_of
+            )
+            return loss, optax.apply_updates(params, updates), optimiser
+
+        def step(state: State, labels: Array, keys: Array, context: Any) -> State:
+            # Everything random follows from the number of the step: blocks and restarts do not matter.
+            now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state["step"])
+            many = jax.vmap(one, in_axes=(0, 0, 0, 0, None))
+            loss, params, optimiser = many(state["params"], state["optimiser"], labels, now, context)
+            fine = state["fine"] & jnp.isfinite(loss)
+
+            def keep(new: Array, old: Array) -> Array:
+                return jnp.where(fine.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+            return {
+                "step": state["step"] + 1,
+                "params": params,
+                "optimiser": optimiser,
+                "good": jax.tree.map(keep, state["params"], state["good"]),
+                "fine": fine,
+                "losses": state["losses"].at[state["step"]].set(loss.astype(jnp.float64)),
+            }
+
+        def block(state: State, stop: Array, labels: Array, keys: Array, context: Any) -> State:
+            return jax.lax.while_loop(
+                lambda s: s["step"] < stop, lambda s: step(s, labels, keys, context), state
+            )
+
+        fixed = (self.labels, self.keys, self.context)
+        compiled = jax.jit(block, donate_argnums=0).lower(device, np.int32(0), *fixed).compile()
+        return lambda state, stop: compiled(state, np.int32(stop), *fixed)
+
+    def go(
+        self, checkpoints: Checkpoints | None, progress: bool, to_result: Callable[[State], KipResult]
+    ) -> State:
+        """Train from the newest checkpoint, or from the start, to the end."""
+        config = self.config
+        state = self.initial()
+        if checkpoints is not None:
+            state = checkpoints.restore(state) or state
+        host = state["host"]
+        # Copies: the block is given its memory, and an optimiser's state may share that of the inputs.
+        device = jax.tree.map(lambda a: jnp.array(a, copy=True), state["device"])
+        begun = perf_counter()
+        block = self.compile_block(device)
+        host["compile_seconds"] = np.float64(perf_counter() - begun)
+        step = int(state["device"]["step"])
+        stopped = config.patience is not None and host["waited"] >= config.patience
+        with tqdm(total=config.steps, initial=step, disable=not progress, desc="kip") as bar:
+            while step < config.steps and not stopped:
+                stop = self._next_stop(step)
+                begun = perf_counter()
+                device = jax.block_until_ready(block(device, stop))
+                host["total_seconds"] = host["total_seconds"] + (perf_counter() - begun)
+                self._check(device, host, checkpoints, to_result)
+                bar.update(stop - step)
+                step = stop
+                if self._due(step, config.evaluate_every):
+                    host = self._evaluate(device, host)
+                    stopped = config.patience is not None and host["waited"] >= config.patience
+                told = {"loss": f"{np.mean(device['losses'][step - 1]):.4g}"}
+                if self.prepared.held_out is not None and host["evaluations"]:
+                    told["val"] = f"{np.mean(host['accuracy'][host['evaluations'] - 1]):.4f}"
+                bar.set_postfix(told)
+                if checkpoints is not None and (self._due(step, config.checkpoint_every) or stopped):
+                    checkpoints.save(step, {"device": jax.device_get(device), "host": host})
+        return {"device": jax.device_get(device), "host": host}
+
+    def _due(self, step: int, every: int) -> bool:
+        return step % every == 0 or step == self.config.steps
+
+    def _next_stop(self, step: int) -> int:
+        every = (self.config.block, self.config.evaluate_every, self.config.checkpoint_every)
+        return min(self.config.steps, *((step // e + 1) * e for e in every))
+
+    def seed(self, params: Any, number: int) -> tuple[Any, Array]:
+        """Parameters and labels of one run."""
+        return jax.tree.map(lambda a: jnp.asarray(a[number]), params), self.labels[number]
+
+    def _evaluate(self, device: State, host: State) -> State:
+        """The host's part of the state after one more look at the validation data."""
+        at = int(host["evaluations"])
+        host = {name: value if name == "best" else np.array(value) for name, value in host.items()}
+        host["evaluations"] += 1
+        host["evaluated_at"][at] = device["step"]
+        host["seconds"][at] = host["total_seconds"]
+        if self.prepared.held_out is None:
+            return host
+        rows, y = self.prepared.held_out
+        for number in range(self.config.seeds):
+            params, labels = self.seed(device["params"], number)
+            a = self.coefficients(params, labels, self.context)
+            f = np.asarray(self.predict(params, a, self.context, rows))
+            host["validation_loss"][at, number] = np.sum((f - y) ** 2) / (2 * len(y))
+            if self.prepared.classes and y.shape[1] > 1:
+                host["accuracy"][at, number] = np.mean(f.argmax(axis=1) == y.argmax(axis=1))
+        score = host["accuracy"][at]
+        score = np.where(np.isnan(score), -host["validation_loss"][at], score)
+        better = score > host["best_score"]
+        host["best_score"] = np.where(better, score, host["best_score"])
+        host["waited"] = np.int64(0 if better.any() else host["waited"] + 1)
+        if better.any():
+            host["best"] = jax.tree.map(
+                lambda new, old: np.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old),
+                jax.device_get(device["params"]),
+                host["best"],
+            )
+        return host
+
+    def _check(
+        self,
+        device: State,
+        host: State,
+        checkpoints: Checkpoints | None,
+        to_result: Callable[[State], KipResult],
+    ) -> None:
+        """Raise where the loss left the finite numbers, after saving the last good state."""
+        if np.all(device["fine"]):
+            return
+        losses = np.asarray(device["losses"])[: int(device["step"])]
+        first, number = (int(i) for i in np.argwhere(~np.isfinite(losses))[0])
+        which = f" of seed {number}" if self.config.seeds > 1 else ""
+        why = f"the loss{which} is not finite at step {first}"
+        if first == 0:
+            raise DivergenceError(
+                f"{why}, the first: the examples to start from are dependent or too large; state a ridge, a "
+                "larger reg, or start elsewhere"
+            )
+        good = {**jax.device_get(device), "params": jax.device_get(device["good"])}
+        result = to_result({"device": {**good, "step": np.int32(first)}, "host": host})
+        kept = "the error's result"
+        if checkpoints is not None:
+            path = checkpoints.folder / "last_good.npz"
+            np.savez(path, allow_pickle=False, inputs=result.x, labels=result.y, lam=result.lam)
+            kept = str(path)
+        raise DivergenceError(
+            f"{why}; the last good state, of step {first - 1}, is in {kept}; use a smaller learning_rate, a "
+            "larger reg, or dtype='float64'",
+            result,
+        )
+
+
+def _result(
+    run: _Run,
+    model: Model,
+    preprocess: AbstractPreprocess | None,
+    class_names: tuple[str, ...] | None,
+    state: State,
+) -> KipResult:
+    """Labels and penalties from the inputs as they are stored, and the sets."""
+    device, host, config = state["device"], state["host"], run.config
+    done = int(device["step"])
+    chosen = host["best"] if config.patience is not None and host["evaluations"] else device["params"]
+    found = []
+    for number in range(config.seeds):
+        params, labels = run.seed(chosen, number)
+        exact = {name: value.astype(jnp.float64) for name, value in params.items()}
+        y, lam = run.finish(exact, labels, run.context)
+        found.append((np.asarray(params["x"]), np.asarray(y), float(lam)))
+        if not np.all(np.isfinite(found[-1][1])):
+            raise DivergenceError(
+                f"the labels of step {done} are not finite: the examples became dependent; use a smaller "
+                "learning_rate or state a ridge"
+            )
+    last = int(host["evaluations"])
+    history = History(
+        loss=np.asarray(device["losses"])[:done],
+        evaluated_at=host["evaluated_at"][:last],
+        accuracy=host["accuracy"][:last],
+        validation_loss=host["validation_loss"][:last],
+        seconds=host["seconds"][:last],
+        compile_seconds=float(host["compile_seconds"]),
+        total_seconds=float(host["total_seconds"]),
+    )
+    sets: tuple[DistilledSet, ...] = ()
+    if isinstance(model, RidgeModel):
+        recipe = {
+            "construction": "kip",
+            "labels": config.labels,
+            "targets": detect_targets(run.prepared.y).value,
+            "rank": int(np.linalg.matrix_rank(model.weights)),
+            "lam": float(model.lam),
+            "lam_s": config.penalty,
+            "num_train": len(run.prepared.x),
+            "steps": done,
+            "config": config.describe(),
+        }
+        made = [
+            DistilledSet(
+                x=x,
+                y=y,
+                lam=lam,
+                features=model.features,
+                weights=np.asarray(model.weights, np.float64),
+                recipe={**recipe, "seed": number},
+            ).with_context(preprocess, class_names)
+            for number, (x, y, lam) in enumerate(found)
+        ]
+        sets = tuple(made)
+    xs, ys, lams = zip(*found, strict=True)
+    return KipResult(np.stack(xs), np.stack(ys), np.array(lams), done, history, sets)
