@@ -61,10 +61,28 @@ def reciprocal(values: Float[Array, " r"], keep: Array) -> Float[Array, " r"]:
     return jnp.where(keep, 1.0 / jnp.where(keep, values, 1.0), 0.0)
 
 
+@jax.custom_jvp
 def pinv(matrix: Float[Array, "a b"]) -> Float[Array, "b a"]:
-    """Moore-Penrose pseudo-inverse, with the cut of :func:`rank_tolerance`."""
+    """Moore-Penrose pseudo-inverse, with the cut of :func:`rank_tolerance`.
+
+    Its derivative (Golub and Pereyra 1973) holds where the rank is constant. That of the singular value
+    decomposition underneath would be wrong where singular values coincide, as those of one-hot labels do.
+    """
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
     return matmul(vt.T * reciprocal(s, s > rank_tolerance(s, matrix.shape)), u.T)
+
+
+@pinv.defjvp
+def _pinv_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (a,), (change,) = primals, tangents
+    inverse = pinv(a)
+    outside = change.T - matmul(matmul(change.T, a), inverse)
+    beside = change.T - matmul(inverse, matmul(a, change.T))
+    return inverse, (
+        matmul(inverse, matmul(inverse.T, outside))
+        + matmul(matmul(beside, inverse.T), inverse)
+        - matmul(matmul(inverse, change), inverse)
+    )
 
 
 def least_change(matrix: Float[Array, "p d"], residual: Float[Array, "*batch p"]) -> Float[Array, "*batch d"]:
