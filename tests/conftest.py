@@ -1,4 +1,4 @@
-"""What every test runs under: checked shapes, strict promotion, one hypothesis profile, a flag that stays put."""
+"""What every test runs under: checked shapes, strict promotion, one hypothesis profile, a flag at rest."""
 
 from collections.abc import Iterator
 

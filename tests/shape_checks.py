@@ -3,12 +3,13 @@
 Protocols, literals and ``Self`` are pyright's business; beartype refuses some of them outside classes.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import beartype
 
-SHAPED = ("Float[", "Int[", "Bool[")
+SHAPED = re.compile(r"\b(Float|Float32|Float64|Int|Bool)\[")
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,8 +18,7 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     while True:
         hints = inner.__annotations__
         inner.__annotations__ = {
-            name: hint if any(kind in str(hint) for kind in SHAPED) else object
-            for name, hint in hints.items()
+            name: hint if SHAPED.search(str(hint)) else object for name, hint in hints.items()
         }
         if not hasattr(inner, "__wrapped__"):
             return beartype.beartype(function)

@@ -1,0 +1,39 @@
+"""What several tests share: errors, tolerances that follow from rounding, cores compiled in float64."""
+
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxdistill.linalg import in_float64
+
+EPS = {np.float32: float(np.finfo(np.float32).eps), np.float64: float(np.finfo(np.float64).eps)}
+
+
+def relative(found, expected):
+    """Frobenius norm of the difference, relative to what was expected."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def condition(matrix):
+    """Ratio of the extreme singular values."""
+    s = np.linalg.svd(matrix, compute_uv=False)
+    return float(s[0] / s[-1])
+
+
+def rounding(*matrices, dtype=np.float64, factor=8):
+    """Relative error of a backward stable computation: eps, the largest side, the product of conditions."""
+    side = max(max(m.shape) for m in matrices)
+    return factor * side * EPS[dtype] * float(np.prod([condition(m) for m in matrices]))
+
+
+def compiled(function, static=()):
+    """The pure function compiled once a shape, from NumPy to NumPy in float64."""
+    return partial(in_float64, jax.jit(function, static_argnums=static))
+
+
+def of_condition(rng, rows, columns, number):
+    """Random matrix whose singular values run geometrically from 1 to 1/number."""
+    rank = min(rows, columns)
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in (rows, columns))
+    return left * np.geomspace(1, 1 / number, rank) @ right.T
