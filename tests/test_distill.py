@@ -104,6 +104,19 @@ def test_fixed_examples_get_labels_and_are_exact_only_where_they_span(models, pr
     assert errors_[1] <= errors_[0]
 
 
+def test_weights_of_centred_inputs_get_soft_labels_where_rounding_asks_for_it(problem):
+    x = problem["x"] - problem["x"].mean(axis=0, dtype=np.float64).astype(np.float32)
+    model = jd.fit_ridge(jd.features.Linear(12), x, problem["y"], lam=1.0)
+    for labels, dtype, kind, exact in (
+        (None, "float32", "soft", True),
+        (None, "float64", "hard", True),
+        ("hard", "float32", "hard", False),
+    ):
+        small = jd.distill(model, ipc=1, labels=labels, dtype=dtype, key=KEY)
+        assert small.recipe["labels"] == kind
+        assert jd.certify(model, small).exact is exact
+
+
 def test_own_labels_and_their_rank(models):
     labels = np.random.default_rng(1).standard_normal((4, 3))
     small = jd.distill(models["linear"], size=4, labels=labels, key=KEY)

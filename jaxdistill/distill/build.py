@@ -65,7 +65,8 @@ def distill(
         labels: "hard", class rows like the training targets; "soft", computed from the inputs as stored,
             which admits every penalty; "weighted", soft labels that predict the training data
             best, for fixed examples; or rows (m, k) of your own. Default: hard where classes
-            suffice, rows of full rank otherwise, soft for real examples.
+            suffice, rows of full rank otherwise, soft for real examples
+            and where the weights sum to zero over classes.
         lam_s: Penalty to retrain with: a number, "max" for the largest that the labels admit, or
             "auto" for the self-conditioning ``tr(Phis Phis^T) / m`` of soft labels. Default: "auto" for soft
             labels, 0 otherwise.
@@ -107,10 +108,12 @@ def distill(
     Source: CHW, Theorems 4.1, 4.2 and 5.1, Corollaries 4.1.1 and 5.1.1; reduced rank, soft labels,
     self-conditioning and the nearest spanning set are this package's.
     """
-    plan = plan_distillation(model, ipc=ipc, size=size, labels=labels, lam_s=lam_s, realistic=realistic)
     stored = np.dtype(dtype)
     if stored not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise InputError(f"dtype is {stored}; inputs are stored in float32 or float64")
+    plan = plan_distillation(
+        model, ipc=ipc, size=size, labels=labels, lam_s=lam_s, realistic=realistic, dtype=stored
+    )
     if not (np.isfinite(noise) and noise > 0 and np.isfinite(sharpness) and sharpness > 0):
         raise InputError(f"noise={noise} and sharpness={sharpness} must be positive and finite")
     phi = model.features
@@ -136,7 +139,7 @@ def distill(
         inputs, scaled, fixed_labels = real.astype(np.float64), None, None
     else:
         if rows is None:
-            rows = _label_rows(model, plan, labels, key_labels)
+            rows = _label_rows(model, plan, labels, stored, key_labels)
         scaled = _features(phi, target, plan, rows, real, noise, sharpness, scale, larger_root, key_noise)
         inputs, fixed_labels = phi.inverse(scaled.features, real), scaled.labels
 
@@ -167,13 +170,15 @@ def distill(
     )
 
 
-def _label_rows(model: RidgeModel, plan: Plan, labels: Any, key: Array) -> np.ndarray:
+def _label_rows(model: RidgeModel, plan: Plan, labels: Any, stored: np.dtype, key: Array) -> np.ndarray:
     """Labels for the construction; soft ones start from the natural rows."""
     if plan.labels is LabelKind.GIVEN:
         return given_rows(model, labels, plan.size, plan.rank)
-    natural = plan_distillation(model, size=plan.size).labels
-    if plan.labels is LabelKind.HARD or natural is LabelKind.HARD:
+    if plan.labels is LabelKind.HARD:
         return class_rows(model, plan.size)
+    natural = plan_distillation(model, size=plan.size, dtype=stored).labels
+    if natural in (LabelKind.HARD, LabelKind.SOFT):
+        return class_rows(model, plan.size, centred=natural is LabelKind.SOFT)
     return spanning_rows(model, plan.size, plan.rank, key)
 
 

@@ -12,7 +12,7 @@ from jaxdistill.linalg import matmul, pinv, rank_tolerance, reciprocal
 
 
 def self_conditioning_penalty(features: Float[Array, "m p"]) -> Float[Array, ""]:
-    """The penalty ``tr(Phis Phis^T) / m``: retraining with it does not suffer from the features' condition.
+    """The penalty ``tr(Phis Phis^T) / m``: retraining does not suffer from the features' condition.
 
     The system ``Phis Phis^T + lam_s I`` then has a condition number below m + 1, whatever the features. Soft
     labels make any penalty exact, so this one is free. What is left is the rounding of the labels, eps

@@ -71,6 +71,7 @@ def plan_distillation(
     labels: Any = None,
     lam_s: PenaltyRequest = None,
     realistic: Realistic | None = None,
+    dtype: Any = np.float64,
 ) -> Plan:
     """Decide on the construction for a request; arguments as for :func:`jaxdistill.distill`.
 
@@ -95,7 +96,7 @@ def plan_distillation(
         "inverse": Construction.INVERSE,
         "fixed": Construction.FIXED,
     }[realistic]
-    kind = _label_kind(model, m, rank, num_targets, labels, realistic)
+    kind = _label_kind(model, m, rank, num_targets, labels, realistic, np.dtype(dtype))
     soft = kind in (LabelKind.SOFT, LabelKind.WEIGHTED)
     if lam_s is None:
         lam_s = "auto" if soft else 0.0
@@ -116,11 +117,23 @@ def plan_distillation(
     return Plan(construction, kind, m, rank, lam_s)
 
 
-def class_rows(model: RidgeModel, size: int) -> np.ndarray:
-    """Balanced class rows, as the model's targets are: class i, then i + 1, and again from 0."""
+def class_rows(model: RidgeModel, size: int, *, centred: bool = False) -> np.ndarray:
+    """Balanced class rows, centred like the targets or on request: class 0, 1, ..., and again from 0."""
     k = model.weights.shape[1]
     rows = np.eye(k)[np.arange(size) % k]
-    return rows - 1 / k if model.target_kind is TargetKind.CENTRED else rows
+    return rows - 1 / k if centred or model.target_kind is TargetKind.CENTRED else rows
+
+
+def sums_to_zero(weights: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether the weights sum to zero over classes, as far as inputs of this type can tell.
+
+    They do, up to rounding, wherever every input has mean zero over the data: one-hot targets then
+    leave a direction of size r = ``|B 1| / (sqrt(k) |B|)``, and hard labels a set of condition number 1/r.
+    Rounding the inputs then costs eps / r. Below r = sqrt(eps) soft labels on a set without that
+    direction cost less, r at most.
+    """
+    ratio = np.linalg.norm(weights.sum(axis=1)) / (np.sqrt(weights.shape[1]) * np.linalg.norm(weights))
+    return bool(ratio < np.sqrt(np.finfo(dtype).eps))
 
 
 def given_rows(model: RidgeModel, labels: Any, size: int, rank: int) -> np.ndarray:
@@ -176,6 +189,7 @@ def _label_kind(
     num_targets: int,
     labels: Any,
     realistic: Realistic | None,
+    dtype: np.dtype,
 ) -> LabelKind:
     """Labels asked for, or the natural ones: classes where they suffice, soft for real examples."""
     classes = model.target_kind is not TargetKind.REAL
@@ -184,7 +198,10 @@ def _label_kind(
     if labels is None:
         if realistic is not None:
             return LabelKind.SOFT
-        return LabelKind.HARD if classes and size >= fewest else LabelKind.ROWS
+        if not classes or size < fewest:
+            return LabelKind.ROWS
+        one_hot = model.target_kind is TargetKind.ONE_HOT
+        return LabelKind.SOFT if one_hot and sums_to_zero(model.weights, dtype) else LabelKind.HARD
     if not isinstance(labels, str):
         if size < rank:
             raise RankError(
