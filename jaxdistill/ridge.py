@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.linalg import matmul
 from jaxdistill.moments import Moments, chunk_rows, padded_chunks
@@ -186,6 +187,9 @@ class RidgeModel:
 
         Returns:
             Predictions, shape (n, k).
+
+        Raises:
+            InputError: the inputs have another shape, or are not floating point.
         """
         return predict(self.features, self.weights, x, progress=progress)
 
@@ -198,14 +202,19 @@ def _predict_chunk(features: AbstractFeatureMap, weights: Array, x: Array) -> Ar
 def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False) -> np.ndarray:
     """Evaluate ``phi(x) B`` in batches of one shape, in the precision of ``x``."""
     x = np.asarray(x)
-    size = chunk_rows(features.num_features, len(x))
+    if x.ndim != 2 or x.shape[1] != features.num_inputs or not np.issubdtype(x.dtype, np.floating):
+        raise InputError(
+            f"inputs have shape {x.shape} and type {x.dtype}, expected (n, {features.num_inputs}) in "
+            "float32 or float64"
+        )
+    size = chunk_rows(features.num_features, max(len(x), 1))
     chunks = padded_chunks((x,), size, progress="predict" if progress else None)
     parts: Iterable[np.ndarray]
     with jax.enable_x64(x.dtype == np.float64):
         weights = jnp.asarray(weights, x.dtype)
         features = jax.device_put(features)
         parts = [np.asarray(_predict_chunk(features, weights, chunk[0])) for chunk, _ in chunks]
-    return np.concatenate(parts)[: len(x)]
+    return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]
 
 
 factor_primal = jax.jit(RidgePath.from_moments, static_argnums=1)
