@@ -210,8 +210,11 @@ def _fit_auto(
     classes = detect_targets(y) is not TargetKind.REAL
 
     def select(method: str, path: RidgePath, x: np.ndarray, y: np.ndarray) -> LamSelection:
+        # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
+        interpolates = method == "leave-one-out" and len(x) < features.num_features
+        precision = np.dtype(np.float64) if interpolates else dtype
         return score_penalties(
-            method, path, features, x, y, lams, classes=classes, dtype=dtype, progress=progress
+            method, path, features, x, y, lams, classes=classes, dtype=precision, progress=progress
         )
 
     if isinstance(validation, (str, tuple)):

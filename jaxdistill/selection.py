@@ -59,7 +59,7 @@ def _filters(path: Any, lams: Array) -> Array:
 
 
 def _errors(prediction: Array, y: Array, mask: Array) -> tuple[Array, Array]:
-    squared = jnp.sum(mask * jnp.sum((prediction - y) ** 2, axis=1))
+    squared = jnp.sum(jnp.where(mask > 0, jnp.sum((prediction - y) ** 2, axis=1), 0.0))
     wrong = jnp.argmax(prediction, axis=1) != jnp.argmax(y, axis=1)
     return squared, jnp.sum(jnp.where(wrong, mask, 0.0))
 
@@ -94,11 +94,16 @@ def _leave_one_out_chunk(
 ) -> tuple[Array, Array]:
     z = matmul(features(x), basis)
     leverages = matmul(filters, (z**2).T)
+    # Nearer to one than this, a leverage is one, and the residual over the gap rounding over rounding: eps
+    # of this precision, and of float64, in which the path was factored, once an eigenvector.
+    rounding = 64 * (jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
 
     def one(factor_and_leverage: tuple[Array, Array]) -> tuple[Array, Array]:
         factor, h = factor_and_leverage
-        residual = (y - matmul(z, factor[:, None] * projected)) / (1 - h)[:, None]
-        return _errors(y - residual, y, mask)
+        gap = (1 - h)[:, None]
+        lost = gap <= rounding
+        residual = y - matmul(z, factor[:, None] * projected)
+        return _errors(y - jnp.where(lost, jnp.inf, residual / jnp.where(lost, 1.0, gap)), y, mask)
 
     return jax.lax.map(one, (filters, leverages))
 
@@ -148,7 +153,7 @@ def score_penalties(
             more_squared, more_wrong = chunk(features, *fixed, *block)
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
-    # 0/0 and x/0 come from leverages of one: left out, such an example says nothing of the rest.
+    # Infinite for a leverage of one: such an example says nothing of the rest.
     squared = np.where(np.isfinite(squared), squared / len(x), np.inf)
     rates = np.where(np.isfinite(squared), wrong / len(x), np.inf)
     return LamSelection(lams, squared, rates if classes else None, method)
