@@ -240,9 +240,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise ArtifactError(f"{path} does not exist; make one with: jaxdistill distill --out DIR")
     try:
         # From memory: NumPy leaves a file open when it turns out to be damaged.
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ArtifactError(f"{path} is a single array; a distilled set is an .npz file")
+        content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ArtifactError(f"{path} is a single array; a distilled set is an .npz file")
+        with content as file:
             return {name: file[name] for name in file.files}
     except (OSError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile) as error:
         raise ArtifactError(f"{path} is damaged or truncated ({error}); copy it again") from None
