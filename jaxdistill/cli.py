@@ -8,12 +8,21 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
 
-from jaxdistill.errors import InputError, JaxDistillError, OutputError, PenaltyError
+from jaxdistill.cli_kip import add_kip_options, compare, kip
+from jaxdistill.commands import (
+    chosen_penalty,
+    default_ipc,
+    load_and_fit,
+    number,
+    writable_folder,
+    write_files,
+)
+from jaxdistill.errors import InputError, JaxDistillError
+from jaxdistill.report import describe, print_report, seconds_of
 
 REALISTIC = ("closest", "inverse", "fixed")
 
@@ -67,6 +76,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_set_options(make)
     make.set_defaults(run=_distill)
 
+    train = commands.add_parser("kip", help="train a set by gradient descent, the method to compare with")
+    _add_data_options(train)
+    add_kip_options(train)
+    _add_output_options(train)
+    train.set_defaults(run=kip)
+
+    side = commands.add_parser("compare", help="analytic set, KIP and baselines, side by side")
+    _add_data_options(side)
+    add_kip_options(side)
+    side.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    side.set_defaults(run=compare)
+
     evaluate = commands.add_parser("evaluate", help="certify a saved set from the file alone")
     evaluate.add_argument("file", metavar="FILE", help="a distilled.npz")
     evaluate.add_argument("--dataset", required=True, help="data set whose test part is used")
@@ -107,59 +128,30 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
     small.add_argument("--sharpness", type=float, default=10.0, help="of --realistic closest")
     small.add_argument("--scale", type=float, help="factor on features and labels")
     small.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of stored inputs")
+    _add_output_options(parser)
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--out", default="distilled", metavar="DIR", help="default: ./distilled")
     output.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
 def _distill(options: argparse.Namespace) -> int:
-    folder = _writable_folder(options.out)
-    lam, lam_s = _number("lam", options.lam, ("auto",)), _number("lam_s", options.lam_s, ("max", "auto"))
+    folder = writable_folder(options.out)
+    lam, lam_s = number("lam", options.lam, ("auto",)), number("lam_s", options.lam_s, ("max", "auto"))
     progress = sys.stderr.isatty() and not options.json
 
     from jaxdistill.certify import certify
     from jaxdistill.distill import distill
-    from jaxdistill.fit import fit_ridge
-    from jaxdistill.pipeline import (
-        FeatureOptions,
-        Stopwatch,
-        make_features,
-        parse_validation,
-        prepare,
-        split_keys,
-    )
+    from jaxdistill.pipeline import Stopwatch, split_keys
 
     watch = Stopwatch()
-    key_features, key_split, key_set = split_keys(options.seed)
-    with watch.stage("load"):
-        task = prepare(
-            options.dataset,
-            preprocess=options.preprocess,
-            centred=options.targets == "centred",
-            progress=progress,
-        )
-    with watch.stage("fit"):
-        phi = make_features(
-            FeatureOptions(
-                options.features,
-                options.num_features,
-                options.depth,
-                options.negative_slope,
-                options.weights,
-                options.lengthscale,
-            ),
-            task.x,
-            key_features,
-        )
-        validation = parse_validation(options.validation, len(task.x))
-        model = fit_ridge(
-            phi, task.x, task.y, lam=lam, validation=validation, key=key_split, progress=progress
-        )
-    ipc = 1 if options.ipc is None and options.size is None and task.class_names else options.ipc
+    task, model = load_and_fit(options, lam, watch, progress)
     with watch.stage("distill"):
         small = distill(
             model,
-            ipc=ipc,
+            ipc=default_ipc(options, task),
             size=options.size,
             labels=options.labels,
             lam_s=lam_s,
@@ -169,22 +161,19 @@ def _distill(options: argparse.Namespace) -> int:
             sharpness=options.sharpness,
             scale=options.scale,
             dtype=options.dtype,
-            key=key_set,
+            key=split_keys(options.seed)[2],
         ).with_context(task.preprocess, task.class_names)
     with watch.stage("certify"):
         certificate = certify(model, small, task.x_test, task.y_test, progress=progress)
         small = small.with_certificate(certificate)
     with watch.stage("write"):
-        files = _write(folder, small, task)
-    selection = model.selection
-    report = _report(task.name, small, certificate.to_dict()) | {
-        "n": len(task.x),
-        "lam_chosen_by": "given" if selection is None else selection.method,
-        "lam_at_edge": None if selection is None else selection.at_edge,
+        files = write_files(folder, small, task)
+    report = describe(task.name, small, certificate.to_dict()) | {
+        **chosen_penalty(model),
         "files": files,
-        "seconds": _seconds(watch.seconds),
+        "seconds": seconds_of(watch.seconds),
     }
-    _print(report, options.json)
+    print_report(report, options.json)
     return 0
 
 
@@ -209,8 +198,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             x_test = small.preprocess.forward(x_test)
     with watch.stage("certify"):
         certificate = certify(small, small, x_test, data.y_test, progress=progress)
-    report = _report(data.name, small, certificate.to_dict()) | {"seconds": _seconds(watch.seconds)}
-    _print(report, options.json)
+    report = describe(data.name, small, certificate.to_dict()) | {"seconds": seconds_of(watch.seconds)}
+    print_report(report, options.json)
     return 0
 
 
@@ -255,159 +244,3 @@ def _info(options: argparse.Namespace) -> int:
     for name, value in report.items():
         print(f"{name.replace('_', ' '):<20} {value}")
     return 0
-
-
-def _number(name: str, text: str | None, words: tuple[str, ...]) -> Any:
-    """A penalty from the command line: a number, or one of the words."""
-    if text is None or text in words:
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise PenaltyError(f"{name} is {text!r}; give a number or {' or '.join(words)}") from None
-
-
-def _writable_folder(name: str) -> Path:
-    """The output folder, checked before any work is done; it is made only when there is output."""
-    folder = Path(name)
-    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to {folder}: {nearest} is not a folder that can be written")
-    return folder
-
-
-def _write(folder: Path, small: Any, task: Any) -> list[str]:
-    import numpy as np
-
-    from jaxdistill.artifact import write_atomically
-    from jaxdistill.plots import MOST_COLUMNS, Row, draw_rows
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make {folder}: {error.strerror}; choose another folder") from None
-    certificate = json.dumps(small.certificate, indent=2)
-    files = [
-        small.save(folder / "distilled.npz"),
-        write_atomically(folder / "certificate.json", certificate.encode()),
-    ]
-    images = small.images
-    columns = min(MOST_COLUMNS, len(images) if task.class_names is None else len(task.class_names))
-    title = "distilled" if small.recipe["construction"] != "fixed" else "real, new labels"
-    lines = range(0, min(len(images), 4 * columns), columns)
-    rows = [Row(title if start == 0 else "", images[start : start + columns]) for start in lines]
-    names = task.class_names
-    if names is not None:
-        first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(columns)]
-        rows.append(Row("real", task.preprocess.inverse(task.x[first])))
-    files.append(draw_rows(rows, names, folder / "images.png", _caption(small)))
-    return [str(file) for file in files]
-
-
-def _caption(small: Any) -> str:
-    found = small.certificate
-    text = f"{len(small.x)} examples, relative weight error {found['relative_weight_error']:.0e}"
-    if found["accuracy_full"] is None:
-        return text
-    return text + (
-        f", test accuracy {100 * found['accuracy_distilled']:.2f} % (full model "
-        f"{100 * found['accuracy_full']:.2f} %)"
-    )
-
-
-def _report(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str, Any]:
-    """What ``distill`` and ``evaluate`` both say of a set and its certificate."""
-    recipe = small.recipe
-    about = {
-        "dataset": dataset,
-        "features": small.features.kind,
-        "n": recipe["num_train"],
-        "d": small.x.shape[1],
-        "p": small.features.num_features,
-        "k": small.y.shape[1],
-        "m": len(small.x),
-        "lam": recipe["lam"],
-        "lam_s": small.lam,
-        "largest_lam_s": recipe["largest_lam_s"],
-        "labels": recipe["labels"],
-        "construction": recipe["construction"],
-        "lost": recipe["lost"],
-    }
-    return about | {name: value for name, value in certificate.items() if name != "size"}
-
-
-def _seconds(stages: dict[str, float]) -> dict[str, float]:
-    """Seconds of each stage, and of the whole process from its start, imports included."""
-    import time
-
-    total = time.time() - psutil.Process().create_time()
-    return {name: round(value, 3) for name, value in (stages | {"total": total}).items()}
-
-
-def _print(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report))
-        return
-    print(_text(report))
-
-
-def _text(report: dict[str, Any]) -> str:
-    """The report as a person reads it."""
-
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f} %"
-
-    def error(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1e}"
-
-    r = report
-    lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
-    table: list[tuple[str, ...]] = [
-        ("", "full model", "retrained", "in float32"),
-        (
-            "test accuracy",
-            share(r["accuracy_full"]),
-            share(r["accuracy_distilled"]),
-            share(r["accuracy_distilled_float32"]),
-        ),
-        ("agreement", "", share(r["agreement"]), share(r["agreement_float32"])),
-        (
-            "relative weight error",
-            "",
-            error(r["relative_weight_error"]),
-            error(r["relative_weight_error_float32"]),
-        ),
-        ("prediction error", "", error(r["prediction_error"]), ""),
-    ]
-    if r["accuracy_full"] is None:
-        squared = (f"{v:.4g}" if v is not None else "-" for v in _squared_errors(r))
-        table[1] = ("squared error", *squared, "")
-    verdict = (
-        f"exact: the error is within what rounding explains, {r['tolerance']:.0e}"
-        if r["exact"]
-        else f"not exact: m = {r['m']}, rank of the weights {r['rank']}, "
-        f"error {error(r['relative_weight_error'])}, rounding explains {r['tolerance']:.0e}"
-        + ("" if r["m"] < r["rank"] else "; try --targets centred or --dtype float64")
-    )
-    lines = [
-        f"data         {r['dataset']}: {r['n']} training and {r['num_test']} test examples, "
-        f"d = {r['d']}, k = {r['k']}",
-        f"model        {r['features']}, p = {r['p']}, lam = {r['lam']:.4g}"
-        + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
-        f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
-        f"{r['construction']}, inputs in {r['stored']}{lost}",
-        "",
-        *("  ".join([f"{row[0]:<22}", *(f"{cell:>12}" for cell in row[1:])]).rstrip() for row in table),
-        "",
-        f"certificate  {verdict}",
-        "time         " + ", ".join(f"{name} {value:.2f} s" for name, value in r["seconds"].items()),
-    ]
-    if r.get("lam_at_edge"):
-        lines.append("note         lam is at the edge of the grid; a wider one may do better")
-    if "files" in r:
-        lines.append("files        " + ", ".join(r["files"]))
-    return "\n".join(lines)
-
-
-def _squared_errors(report: dict[str, Any]) -> tuple[float | None, float | None]:
-    return report["squared_error_full"], report["squared_error_distilled"]
