@@ -78,7 +78,7 @@ class Augmentation:
 
 
 def rotate(image: Float[Array, "h w c"], angle: Float[Array, ""]) -> Float[Array, "h w c"]:
-    """Rotate about the centre by an angle in radians, bilinear, the border repeated."""
+    """Rotate clockwise about the centre by an angle in radians, bilinear, the border repeated."""
     height, width, _ = image.shape
     down, right = jnp.meshgrid(
         jnp.arange(height, dtype=image.dtype) - (height - 1) / 2,

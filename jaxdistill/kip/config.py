@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -17,6 +15,7 @@ import optax
 from jaxdistill.artifact import DistilledSet
 from jaxdistill.augment import Augmentation
 from jaxdistill.errors import InputError
+from jaxdistill.names import check_choice
 
 LABELS = ("fixed", "learned", "solved")
 FORMS = ("auto", "moments", "plain")
@@ -35,7 +34,7 @@ SCHEDULES = {
 _FROM_RATE = (
     *("adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad"),
     *("fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd", "radam", "rmsprop", "sgd"),
-    *("sm3", "yogi"),
+    "yogi",
 )
 # Those that choose their own step by a line search.
 _SEARCHING = ("lbfgs",)
@@ -170,20 +169,6 @@ def optimisers() -> list[str]:
     """Names of optax's optimisers that are made from a learning rate, and L-BFGS."""
     known = [name for name in _FROM_RATE if hasattr(optax, name)]
     return sorted([*known, *_SEARCHING])
-
-
-def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
-    """Raise unless a setting is one of the known, with the nearest of them.
-
-    Raises:
-        InputError: names the setting, the value and the nearest known one.
-    """
-    known = list(known)
-    if isinstance(value, str) and value in known:
-        return
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "choose one of " + ", ".join(known)
-    raise InputError(f"unknown {name} {value!r}; {hint}")
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -45,13 +45,13 @@ def squared_loss(prediction: Float[Array, "b k"], targets: Float[Array, "b k"]) 
     return jnp.sum((prediction - targets) ** 2) / (2 * targets.shape[0])
 
 
-def trace_penalty(k_ss: Float[Array, "m m"], reg: float) -> Float[Array, ""]:
+def trace_penalty(k_ss: Float[Array, "m m"], reg: float | Array) -> Float[Array, ""]:
     """The penalty ``reg tr(K_ss) / m`` that a set is trained with."""
     return reg * jnp.trace(k_ss) / k_ss.shape[0]
 
 
 def ridge_coefficients(
-    k_ss: Float[Array, "m m"], labels: Float[Array, "m k"], reg: float
+    k_ss: Float[Array, "m m"], labels: Float[Array, "m k"], reg: float | Array
 ) -> Float[Array, "m k"]:
     """Coefficients of given labels, ``a = (K_ss + reg tr(K_ss)/m I)^-1 Ys``.
 

@@ -85,7 +85,7 @@ def prepare(
     else:
         values = y
         if config.targets == "model":
-            values = _ridge_model(model, "targets='model'").predict(x)
+            values = _ridge_model(model, "targets='model'").predict(x.astype(config.dtype))
         named = y.argmax(axis=1) if classes else np.zeros(len(y), int)
         order = batch_order(named, config.batch, key_order)
         embedded = phi is not None and config.augment is None and _fits(phi, len(order.rows), config)
@@ -100,7 +100,7 @@ def prepare(
             order.counts,
         )
     problem = Problem(
-        kernel=None if phi is not None else model,  # pyright: ignore[reportArgumentType]
+        kernel=None if phi is not None else _hashable(model),
         solved=config.labels == "solved",
         reg=config.penalty,
         ridge=config.ridge,
@@ -113,6 +113,15 @@ def prepare(
         held_rows = (jax.numpy.asarray(rows), held[1])
     context = Context(jax.device_put(phi), source, preprocess)
     return Prepared(problem, context, held_rows, x, y, classes, identity)
+
+
+def _hashable(kernel: Any) -> Kernel:
+    """The kernel as something that compiled functions can be kept by."""
+    try:
+        hash(kernel)
+    except TypeError:
+        return lambda a, b: kernel(a, b)
+    return kernel
 
 
 def _form(config: KipConfig, phi: AbstractFeatureMap | None) -> str:
@@ -144,7 +153,8 @@ def _quadratic(
 
 def _same_targets(moments: Moments, y: np.ndarray) -> bool:
     own = y.astype(np.float64)
-    return moments.count == len(y) and bool(np.allclose(own.T @ own, moments.target_gram, rtol=1e-12))
+    same = np.allclose(own.T @ own, np.asarray(moments.target_gram), rtol=1e-12)
+    return float(moments.count) == len(y) and bool(same)
 
 
 def _ridge_model(model: Model, what: str) -> RidgeModel:

@@ -26,7 +26,7 @@ from jaxdistill.linalg import matmul
 from jaxdistill.preprocess import AbstractPreprocess
 
 Kernel = Callable[[Array, Array], Array]
-Params = dict[str, Array]
+Params = dict[str, Any]
 
 
 class Context(NamedTuple):
@@ -67,7 +67,8 @@ class Problem:
         """Loss on the targets of one step; labels are those of ``params`` where these hold any."""
         x, labels = params["x"], params.get("y", labels)
         if isinstance(context.source, TargetRows):
-            return self._loss_on_rows(x, labels, context, *self._batch(context, key))
+            rows, values = self._batch(context, key)
+            return self._loss_on_rows(x, labels, context, rows, values)
         assert context.phi is not None
         features = _wide(context.phi(x))
         if self.solved:
@@ -92,7 +93,8 @@ class Problem:
 
         m, k = x.shape[0], source.values.shape[1]
         zeros = jnp.zeros((m, m), jnp.float64), jnp.zeros((m, k), jnp.float64)
-        return solved_coefficients(*source.fold(add, zeros), self.ridge)
+        system, right = source.fold(add, zeros)
+        return solved_coefficients(system, right, self.ridge)
 
     def gram(self, x: Float[Array, "m d"], context: Context) -> Float[Array, "m m"]:
         """K_ss in float64."""
@@ -101,7 +103,8 @@ class Problem:
             return matmul(features, features.T)
         assert self.kernel is not None
         # In float64 from the start: the penalty is about as small as the rounding of float32.
-        return self.kernel(_wide(x), _wide(x))
+        wide = _wide(x)
+        return self.kernel(wide, wide)
 
     def predict(self, params: Params, a: Array, context: Context, rows: Array) -> Float[Array, "t k"]:
         """Predictions for rows of the kind that the targets are."""

@@ -45,7 +45,7 @@ def starting_points(
             rows = balanced_rows(y, size, classes, key)
             one_x, one_y = x[rows], y[rows]
             if config.start == "noise":
-                draw = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), one_x.shape, jnp.float32))
+                draw = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), one_x.shape, np.float32))
                 one_x = x.mean(dtype=np.float64) + x.std(dtype=np.float64) * draw
         inputs.append(one_x.astype(dtype))
         labels.append(one_y.astype(dtype))

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 from tqdm import tqdm
 
@@ -25,10 +24,9 @@ from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.prepare import Model, Prepared, prepare
 from jaxdistill.kip.result import History, KipResult
 from jaxdistill.kip.start import starting_points
+from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
 from jaxdistill.preprocess import AbstractPreprocess
 from jaxdistill.ridge import RidgeModel
-
-State = dict[str, Any]
 
 
 def train(
@@ -126,21 +124,18 @@ class _Run:
         self.problem, self.context = prepared.problem, prepared.context
         params, labels = points
         self.labels = jnp.asarray(labels)
-        self.optimiser = config.transformation()
         self.params = jax.tree.map(jnp.asarray, params)
-        self.coefficients = jax.jit(self.problem.coefficients)
-        self.predict = jax.jit(self.problem.predict)
-        self.finish = jax.jit(self.problem.finish)
 
     def initial(self) -> State:
         """The state before the first step, in NumPy: what a checkpoint holds."""
         steps, seeds = self.config.steps, self.config.seeds
         evaluations = -(-steps // self.config.evaluate_every)
         params = jax.tree.map(np.asarray, self.params)
+        start_optimiser = jax.vmap(self.config.transformation().init)
         device = {
             "step": np.int32(0),
             "params": params,
-            "optimiser": jax.tree.map(np.asarray, jax.vmap(self.optimiser.init)(self.params)),
+            "optimiser": jax.tree.map(np.asarray, start_optimiser(self.params)),
             "good": params,
             "fine": np.ones(seeds, bool),
             "losses": np.full((steps, seeds), np.nan),
@@ -159,46 +154,10 @@ class _Run:
         }
         return {"device": device, "host": host}
 
-    def compile_block(self, device: State) -> Callable[[State, int], State]:
-        """Steps up to a given one, compiled ahead of time for any number of them; donates its state."""
-
-        def one(params: Any, optimiser: Any, labels: Array, key: Array, context: Any) -> Any:
-            def loss_of(p: Any) -> Array:
-                return self.problem.loss(p, labels, context, key).astype(jnp.result_type(p["x"]))
-
-            loss, gradient = jax.value_and_grad(loss_of)(params)
-            updates, optimiser = self.optimiser.update(
-                gradient, optimiser, params, value=loss, grad=gradient, value_fn=loss_of
-            )
-            return loss, optax.apply_updates(params, updates), optimiser
-
-        def step(state: State, labels: Array, keys: Array, context: Any) -> State:
-            # Everything random follows from the number of the step: blocks and restarts do not matter.
-            now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, state["step"])
-            many = jax.vmap(one, in_axes=(0, 0, 0, 0, None))
-            loss, params, optimiser = many(state["params"], state["optimiser"], labels, now, context)
-            fine = state["fine"] & jnp.isfinite(loss)
-
-            def keep(new: Array, old: Array) -> Array:
-                return jnp.where(fine.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-            return {
-                "step": state["step"] + 1,
-                "params": params,
-                "optimiser": optimiser,
-                "good": jax.tree.map(keep, state["params"], state["good"]),
-                "fine": fine,
-                "losses": state["losses"].at[state["step"]].set(loss.astype(jnp.float64)),
-            }
-
-        def block(state: State, stop: Array, labels: Array, keys: Array, context: Any) -> State:
-            return jax.lax.while_loop(
-                lambda s: s["step"] < stop, lambda s: step(s, labels, keys, context), state
-            )
-
+    def advance(self, device: State, stop: int) -> State:
+        """The state at a later step; takes the memory of the one that is given."""
         fixed = (self.labels, self.keys, self.context)
-        compiled = jax.jit(block, donate_argnums=0).lower(device, np.int32(0), *fixed).compile()
-        return lambda state, stop: compiled(state, np.int32(stop), *fixed)
+        return jax.block_until_ready(run_block(self.problem, self.config, device, np.int32(stop), *fixed))
 
     def go(
         self, checkpoints: Checkpoints | None, progress: bool, to_result: Callable[[State], KipResult]
@@ -211,16 +170,16 @@ class _Run:
         host = state["host"]
         # Copies: the block is given its memory, and an optimiser's state may share that of the inputs.
         device = jax.tree.map(lambda a: jnp.array(a, copy=True), state["device"])
-        begun = perf_counter()
-        block = self.compile_block(device)
-        host["compile_seconds"] = np.float64(perf_counter() - begun)
         step = int(state["device"]["step"])
+        begun = perf_counter()
+        device = self.advance(device, step)  # no step: compilation, which is kept for the next run like it
+        host["compile_seconds"] = np.float64(perf_counter() - begun)
         stopped = config.patience is not None and host["waited"] >= config.patience
         with tqdm(total=config.steps, initial=step, disable=not progress, desc="kip") as bar:
             while step < config.steps and not stopped:
                 stop = self._next_stop(step)
                 begun = perf_counter()
-                device = jax.block_until_ready(block(device, stop))
+                device = self.advance(device, stop)
                 host["total_seconds"] = host["total_seconds"] + (perf_counter() - begun)
                 self._check(device, host, checkpoints, to_result)
                 bar.update(stop - step)
@@ -259,8 +218,8 @@ class _Run:
         rows, y = self.prepared.held_out
         for number in range(self.config.seeds):
             params, labels = self.seed(device["params"], number)
-            a = self.coefficients(params, labels, self.context)
-            f = np.asarray(self.predict(params, a, self.context, rows))
+            a = coefficients(self.problem, params, labels, self.context)
+            f = np.asarray(predict(self.problem, params, a, self.context, rows))
             host["validation_loss"][at, number] = np.sum((f - y) ** 2) / (2 * len(y))
             if self.prepared.classes and y.shape[1] > 1:
                 host["accuracy"][at, number] = np.mean(f.argmax(axis=1) == y.argmax(axis=1))
@@ -325,7 +284,7 @@ def _result(
     for number in range(config.seeds):
         params, labels = run.seed(chosen, number)
         exact = {name: value.astype(jnp.float64) for name, value in params.items()}
-        y, lam = run.finish(exact, labels, run.context)
+        y, lam = finish(run.problem, exact, labels, run.context)
         found.append((np.asarray(params["x"]), np.asarray(y), float(lam)))
         if not np.all(np.isfinite(found[-1][1])):
             raise DivergenceError(
