@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import compiled
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,9 @@ from jaxdistill.linalg import in_float64
 
 sizes = st.sampled_from([(3, 2, 2), (6, 3, 3), (8, 3, 7), (5, 2, 9), (12, 4, 6)])  # p, k, m
 seeds = st.integers(0, 2**31)
+exact_64, retrain_64, inverse_64 = compiled(exact_features), compiled(retrain), compiled(inverse_features)
+factors_64 = compiled(lambda *a: InverseFactors.of(inverse_features(*a)))
+features_64 = compiled(InverseFactors.features)
 exponents = st.floats(0, 4)
 
 
@@ -38,45 +42,45 @@ def relative(a, b):
 @given(seeds, sizes, exponents, st.floats(0, 1))
 def test_retraining_returns_the_weights_for_every_admissible_penalty(seed, size, exponent, share):
     weights, labels, free = draw(seed, size, exponent)
-    factors = in_float64(lambda *a: InverseFactors.of(inverse_features(*a)), weights, labels, free)
+    factors = factors_64(weights, labels, free)
     lam = share * 0.25 / factors.values.max() ** 2
-    features = in_float64(exact_features, weights, labels, free, lam)
-    assert relative(in_float64(retrain, features, labels, lam), weights) < tolerance(features)
+    features = exact_64(weights, labels, free, lam)
+    assert relative(retrain_64(features, labels, lam), weights) < tolerance(features)
 
 
 @given(seeds, sizes, st.floats(0, 2), st.floats(0.05, 0.95))
 def test_either_root_per_singular_value_trains_to_the_same_weights(seed, size, exponent, share):
     weights, labels, free = draw(seed, size, exponent)
-    factors = in_float64(lambda *a: InverseFactors.of(inverse_features(*a)), weights, labels, free)
+    factors = factors_64(weights, labels, free)
     lam = share * 0.25 / factors.values.max() ** 2
     larger = np.random.default_rng(seed).random(len(factors.values)) < 0.5
-    features = in_float64(exact_features, weights, labels, free, lam, larger)
+    features = exact_64(weights, labels, free, lam, larger)
     # The smaller root leaves features of size lam s' beside those of 1/s'.
-    assert relative(in_float64(retrain, features, labels, lam), weights) < tolerance(features)
+    assert relative(retrain_64(features, labels, lam), weights) < tolerance(features)
 
 
 @given(seeds, sizes, st.floats(0, 2))
 def test_the_largest_penalty_is_the_boundary(seed, size, exponent):
-    factors = in_float64(lambda *a: InverseFactors.of(inverse_features(*a)), *draw(seed, size, exponent))
+    factors = factors_64(*draw(seed, size, exponent))
     limit = 0.25 / factors.values.max() ** 2
-    assert np.isfinite(in_float64(InverseFactors.features, factors, limit)).all()
-    assert np.isnan(in_float64(InverseFactors.features, factors, limit * (1 + 1e-9))).any()
+    assert np.isfinite(features_64(factors, limit)).all()
+    assert np.isnan(features_64(factors, limit * (1 + 1e-9))).any()
 
 
 @given(seeds, sizes, st.floats(0, 2), st.floats(0.01, 100), st.floats(0, 1))
 def test_scaling_features_labels_and_penalty_together_changes_nothing(seed, size, exponent, c, share):
     weights, labels, free = draw(seed, size, exponent)
-    factors = in_float64(lambda *a: InverseFactors.of(inverse_features(*a)), weights, labels, free)
+    factors = factors_64(weights, labels, free)
     lam = share * 0.25 / factors.values.max() ** 2
-    features = in_float64(InverseFactors.features, factors, lam)
-    again = in_float64(retrain, c * features, c * labels, c * c * lam)
+    features = features_64(factors, lam)
+    again = retrain_64(c * features, c * labels, c * c * lam)
     assert relative(again, weights) < tolerance(features)
 
 
 @given(seeds, sizes, st.floats(0, 2))
 def test_every_inverse_reproduces_the_weights_through_the_labels(seed, size, exponent):
     weights, labels, free = draw(seed, size, exponent)
-    d = in_float64(inverse_features, weights, labels, free)
+    d = inverse_64(weights, labels, free)
     np.testing.assert_allclose(labels.T @ d, weights.T, atol=1e-12)
 
 
@@ -84,8 +88,8 @@ def test_one_point_per_class_and_k_minus_one_for_centred_labels():
     weights, _, _ = draw(3, (8, 4, 4), 1)
     weights = weights - weights.mean(axis=1, keepdims=True)
     labels = (np.eye(4) - 0.25)[:3]
-    features = in_float64(exact_features, weights, labels)
-    assert relative(in_float64(retrain, features, labels, 0.0), weights) < tolerance(features)
+    features = exact_64(weights, labels)
+    assert relative(retrain_64(features, labels, 0.0), weights) < tolerance(features)
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -95,7 +99,7 @@ def test_cores_compose_with_jit_and_vmap_in_both_precisions(x64):
         dtype = jnp.zeros(()).dtype
         b, y, z = (jnp.asarray(a, dtype) for a in (weights, labels, free))
         sets = jax.jit(jax.vmap(lambda z: exact_features(b, y, z)))(jnp.stack([z, 2 * z]))
-        again = jax.vmap(lambda f: retrain(f, y, 0.0))(sets)
+        again = jax.jit(jax.vmap(lambda f: retrain(f, y, 0.0)))(sets)
         assert sets.dtype == dtype
         assert float(jnp.max(jnp.abs(again - b))) < 50 * tolerance(np.asarray(sets[1]), dtype)
 
@@ -103,6 +107,7 @@ def test_cores_compose_with_jit_and_vmap_in_both_precisions(x64):
 def test_gradients_equal_finite_differences():
     weights, labels, free = draw(2, (6, 3, 5), 1)
 
+    @jax.jit
     def loss(b, z):
         features = exact_features(b, jnp.asarray(labels), z, 0.01)
         return jnp.sum(jnp.sin(features))
@@ -110,7 +115,7 @@ def test_gradients_equal_finite_differences():
     with jax.enable_x64(True):
         b, z = jnp.asarray(weights), jnp.asarray(free)
         for argument, direction in ((0, np.cos(weights)), (1, np.cos(free))):
-            g = jax.grad(loss, argnums=argument)(b, z)
+            g = jax.jit(jax.grad(loss, argnums=argument))(b, z)
             step = 1e-6 * jnp.asarray(direction)
             plus, minus = ([b + s * step, z] if argument == 0 else [b, z + s * step] for s in (1, -1))
             numeric = (loss(*plus) - loss(*minus)) / 2e-6
@@ -120,5 +125,5 @@ def test_gradients_equal_finite_differences():
 def test_a_literal_zero_free_part_is_not_needed_under_jit():
     weights, labels, _ = draw(4, (6, 3, 5), 0)
     with jax.enable_x64(True):
-        compiled = jax.jit(exact_features)(jnp.asarray(weights), jnp.asarray(labels))
-    np.testing.assert_allclose(compiled, in_float64(exact_features, weights, labels), atol=1e-10)
+        under_jit = jax.jit(exact_features)(jnp.asarray(weights), jnp.asarray(labels))
+    np.testing.assert_allclose(under_jit, in_float64(exact_features, weights, labels), atol=1e-10)

@@ -54,17 +54,35 @@ def test_fewer_features_than_inputs_move_the_input_least(maps, name):
     np.testing.assert_allclose(change @ null, 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("weights", ["gaussian", "orthogonal"])
+@pytest.mark.parametrize("widths", [(12,), (12, 10), (11, 11, 7)], ids=str)
+def test_networks_of_any_depth_are_inverted_to_rounding(weights, widths):
+    phi = jd.features.RandomNetwork.create(12, widths=widths, weights=weights, key=jax.random.key(3))
+    target = np.random.default_rng(4).standard_normal((5, widths[-1]))  # any features, not only reached ones
+    back = phi.inverse(target, reference=X[:5])
+    # Each layer multiplies an error by its condition number and at most by 1/0.1, the slope.
+    growth = np.prod([10 * np.linalg.cond(np.asarray(w, np.float64)) for w in phi.weights])
+    error = np.linalg.norm(in_float64(phi, back) - target) / np.linalg.norm(target)
+    assert error < 12 * np.finfo(np.float64).eps * growth
+
+
+def test_orthogonal_weights_have_unit_rows_orthogonal_within_a_block():
+    w = np.asarray(jd.features.RandomNetwork.create(4, widths=(10,), key=jax.random.key(0)).weights[0])
+    for block in (w[:4], w[4:8], w[8:]):
+        np.testing.assert_allclose(block @ block.T, np.eye(len(block)), atol=16 * np.finfo(np.float32).eps)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_compose_with_jit_vmap_and_grad(maps, name):
     phi = maps[name]
     x = jnp.asarray(X, jnp.float32)
     together = jax.jit(phi)(x)
-    np.testing.assert_allclose(jax.vmap(phi)(x), together, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.vmap(phi))(x), together, rtol=1e-5, atol=1e-6)
     reference = jnp.zeros_like(x)
     back = jax.jit(lambda f: phi.pull_back(f, reference))
-    grads = jax.grad(lambda f: jnp.sum(back(f) ** 2))(0.5 * together)
+    grads = jax.jit(jax.grad(lambda f: jnp.sum(back(f) ** 2)))(0.5 * together)
     assert bool(jnp.all(jnp.isfinite(grads)))
-    singly = jax.vmap(phi.pull_back)(0.5 * together, reference)
+    singly = jax.jit(jax.vmap(phi.pull_back))(0.5 * together, reference)
     np.testing.assert_allclose(singly, back(0.5 * together), rtol=1e-3, atol=1e-3)
 
 
