@@ -36,6 +36,15 @@ def rbf(a, b):
     return jnp.exp(-squares / 24)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast():
+    """Tiny problems: nearly all of the time is XLA's, and a third of that is spent on optimising."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module")
 def setting(problem, maps):
     y = problem["y"] - 1 / 3

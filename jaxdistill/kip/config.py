@@ -76,6 +76,9 @@ class KipConfig:
             None: all steps, and the last state.
         checkpoint_every: Steps between two checkpoints.
 
+    The defaults suit ten or more examples per class. One per class is harder, since nothing is to spare:
+    3000 steps at a learning rate of 0.5 (MNIST, network features: 93.5, and 93.7 for the full model).
+
     Raises:
         InputError: a setting that is unknown (with the nearest known one) or makes no sense.
 

@@ -103,8 +103,8 @@ def train(
         run = _Run(prepared, config, points, step_keys)
         identity = config.describe() | prepared.identity | {"key": np.asarray(key).tolist()}
         saving = nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
-        # Two libraries with two pools fight for the same cores: on a busy machine a Cholesky factor of 500 x 500
-        # took 230 ms by OpenBLAS with two threads, and 3 ms with one. JAX's own products keep all cores.
+        # Two pools of threads fight for the same cores: on a busy machine a Cholesky factor of 500 x 500 took
+        # 230 ms by OpenBLAS with two threads, and 3 ms with one. JAX's own products keep all cores.
         with saving as checkpoints, threadpool_limits(1, user_api="blas"):
             state = run.go(checkpoints, progress, partial(_result, run, model, preprocess, class_names))
         return _result(run, model, preprocess, class_names, state)
