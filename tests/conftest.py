@@ -1,5 +1,6 @@
 """What every test runs under: checked shapes, strict promotion, one hypothesis profile, a flag at rest."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -13,6 +14,11 @@ import pytest
 jaxtyping.install_import_hook("jaxdistill", "shape_checks.check")
 
 import jaxdistill as jd  # noqa: E402
+
+# Compilation is most of the time. Processes that the tests start compile in full, as users' do, and so does
+# everything under JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
 
 hypothesis.settings.register_profile("jaxdistill", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("jaxdistill")
