@@ -63,6 +63,17 @@ class Certificate:
         squared_error_distilled: Mean squared error of the retrained model.
         num_test: Number of test examples; 0 where none were given, and all of the above are None.
         digest: Fingerprint of the set that was certified.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (40, 5)))
+        >>> y = jd.one_hot(np.arange(40) % 3, 3)
+        >>> model = jd.fit_ridge(jd.features.Linear(5), x, y, lam=1.0)
+        >>> small = jd.distill(model, size=2, key=jax.random.key(1))  # one fewer than the rank
+        >>> certificate = jd.certify(model, small)
+        >>> certificate.exact, certificate.size, certificate.rank
+        (False, 2, 3)
     """
 
     relative_weight_error: float

@@ -52,7 +52,9 @@ def draw_rows(
     from matplotlib.figure import Figure
 
     columns = min(MOST_COLUMNS, max(len(row.images) for row in rows))
-    figure = Figure(figsize=(1.6 + 0.8 * columns, 0.4 + 0.95 * len(rows)), dpi=120)
+    above, below = (0.3 if names is not None else 0.08), (0.3 if note else 0.08)
+    width, height = 1.6 + 0.8 * columns, above + below + 0.85 * len(rows)
+    figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
@@ -68,9 +70,9 @@ def draw_rows(
         for ax, name in zip(axes[0], names, strict=False):
             ax.set_title(name if len(name) <= 10 else f"{name[:9]}…", fontsize=8)
     if note:
-        figure.text(0.01, 0.01, note, fontsize=7, color="0.35")
+        figure.text(0.01, 0.06 / height, note, fontsize=7, color="0.35")
     figure.subplots_adjust(
-        left=1.5 / (1.6 + 0.8 * columns), right=0.99, top=0.86, bottom=0.08, wspace=0.08, hspace=0.1
+        left=1.5 / width, right=0.99, top=1 - above / height, bottom=below / height, wspace=0.08, hspace=0.1
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

@@ -163,6 +163,16 @@ class RidgeModel:
         resolution: Size below which an eigenvalue of G is rounding.
         selection: How lam was chosen, or None where it was given.
         target_kind: What the targets were.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.linspace(-1.0, 1.0, 20).reshape(10, 2)
+        >>> model = jd.fit_ridge(jd.features.Linear(2), x, x @ np.ones((2, 1)), lam=0.0)
+        >>> model.weights.round(6).ravel().tolist(), model.rank
+        ([1.0, 1.0], 2)
+        >>> jax.grad(lambda z: model(z).sum())(jax.numpy.ones(2)).shape
+        (2,)
     """
 
     features: AbstractFeatureMap

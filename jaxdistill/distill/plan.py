@@ -82,6 +82,16 @@ def plan_distillation(
         InputError: the request is malformed or contradicts itself.
         RankError: the labels asked for cannot span the outputs.
         PenaltyError: the penalty makes no sense for these labels.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (40, 5)))
+        >>> y = jd.one_hot(np.arange(40) % 3, 3)
+        >>> model = jd.fit_ridge(jd.features.Linear(5), x, y, lam=1.0)
+        >>> plan = plan_distillation(model, ipc=2)
+        >>> plan.construction.name, plan.labels.value, plan.size, plan.rank
+        ('EXACT', 'hard', 6, 3)
     """
     num_targets = model.weights.shape[1]
     rank = int(np.linalg.matrix_rank(model.weights))
