@@ -22,7 +22,7 @@ from jaxdistill.errors import ArtifactError, InputError, OutputError
 from jaxdistill.features import KINDS, AbstractFeatureMap
 from jaxdistill.preprocess import AbstractPreprocess
 
-FORMAT = 1
+FORMAT = 2  # 1: three kinds of feature map, LeakyReLU networks only; still read
 _MAGIC = "jaxdistill"
 _REQUIRED = ("meta", "digest", "inputs", "labels", "lam", "weights")
 

@@ -117,8 +117,8 @@ def distill(
     if not (np.isfinite(noise) and noise > 0 and np.isfinite(sharpness) and sharpness > 0):
         raise InputError(f"noise={noise} and sharpness={sharpness} must be positive and finite")
     phi = model.features
-    if plan.construction is not Construction.FIXED and phi.inverse_obstacle is not None:
-        raise InverseError(phi.inverse_obstacle)
+    if plan.construction is not Construction.FIXED and phi.construction_obstacle is not None:
+        raise InverseError(phi.construction_obstacle)
     m, p = plan.size, phi.num_features
     require_memory(
         8 * (6 * m * p + 4 * min(m, p) ** 2 + 3 * p * phi.num_inputs),

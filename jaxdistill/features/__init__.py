@@ -3,6 +3,7 @@
 A new map is one file here: a subclass of :class:`AbstractFeatureMap` and a line in ``KINDS``.
 """
 
+from jaxdistill.features.activation import ACTIVATIONS, Activation
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.features.fourier import RandomFourier
 from jaxdistill.features.linear import Linear
@@ -12,4 +13,12 @@ KINDS: dict[str, type[AbstractFeatureMap]] = {
     kind.kind: kind for kind in (Linear, RandomFourier, RandomNetwork)
 }
 
-__all__ = ["KINDS", "AbstractFeatureMap", "Linear", "RandomFourier", "RandomNetwork"]
+__all__ = [
+    "ACTIVATIONS",
+    "KINDS",
+    "AbstractFeatureMap",
+    "Activation",
+    "Linear",
+    "RandomFourier",
+    "RandomNetwork",
+]

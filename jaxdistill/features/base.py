@@ -49,6 +49,15 @@ class AbstractFeatureMap(abc.ABC):
     def inverse_obstacle(self) -> str | None:
         """Why there is no closed-form inverse (and what to do instead), or None where there is."""
 
+    @property
+    def construction_obstacle(self) -> str | None:
+        """Why features of any sign, scaled within :attr:`feature_bound`, cannot all be inverted, or None.
+
+        It is named wherever :attr:`inverse_obstacle` is, and where an inverse has too small a domain for
+        the closed-form constructions.
+        """
+        return self.inverse_obstacle
+
     @abc.abstractmethod
     def pull_back(
         self, features: Float[Array, "*batch p"], reference: Float[Array, "*batch d"]
@@ -85,7 +94,8 @@ class AbstractFeatureMap(abc.ABC):
             Inputs of shape (m, d), float64.
 
         Raises:
-            InverseError: the map has no closed-form inverse, or the features lie outside its range.
+            InverseError: the map has no closed-form inverse, or the features lie outside its range,
+                at once or inside a layer.
             InputError: a shape does not fit.
         """
         if self.inverse_obstacle is not None:
@@ -105,7 +115,13 @@ class AbstractFeatureMap(abc.ABC):
             raise InputError(
                 f"reference has shape {start.shape}, expected ({target.shape[0]}, {self.num_inputs})"
             )
-        return in_float64(_pull_back, self, target, start)
+        found = in_float64(_pull_back, self, target, start)
+        if not np.all(np.isfinite(found)):
+            raise InverseError(
+                "the features have no pre-image: a layer would have to take values outside the range of its "
+                "activation; choose features nearer to reached ones, or an activation onto all numbers"
+            )
+        return found
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""Random LeakyReLU networks, inverted layer by layer."""
+"""Random networks of any width and activation, inverted layer by layer where that is possible."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
+from jaxdistill.features.activation import Activation
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.linalg import least_change, matmul
@@ -25,15 +26,18 @@ from jaxdistill.linalg import least_change, matmul
 class RandomNetwork(AbstractFeatureMap):
     """Last hidden layer of a random network, ``phi(x) = act(W_L ... act(W_1 x))``.
 
-    act is LeakyReLU, ``act(z) = z`` for z >= 0 and ``a z`` below, which is invertible for a > 0. With
-    widths d >= d_1 >= ... >= p and weights of full row rank the inverse is taken layer by layer,
-    ``h = h0 + W^+ (act^-1(z) - W h0)``, h0 the layer's value at the reference: the smallest change
-    of each layer. Square Gaussian weights are badly conditioned, so that small changes of features
-    become large pixels; orthogonal weights lose no accuracy and keep pixels sane.
+    act is LeakyReLU by default, ``act(z) = z`` for z >= 0 and ``a z`` below, which is invertible for
+    a > 0; any other of ``ACTIVATIONS`` serves too. With an invertible one, widths d >= d_1 >= ... >= p
+    and weights of full row rank the inverse is taken layer by layer, ``h = h0 + W^+ (act^-1(z) - W h0)``,
+    h0 the layer's value at the reference: the smallest change of each layer. Square Gaussian weights
+    are badly conditioned, so that small changes of features become large pixels; orthogonal weights
+    lose no accuracy and keep pixels sane. Wider layers, and activations that are not monotone, have no
+    closed-form inverse.
 
     Args:
         weights: One (d_l, d_{l-1}) matrix a layer.
-        negative_slope: Slope a of the activation below zero.
+        negative_slope: Slope a of LeakyReLU below zero.
+        activation: Name of the activation.
 
     Example:
         >>> import jax
@@ -49,6 +53,7 @@ class RandomNetwork(AbstractFeatureMap):
 
     weights: tuple[Float[Array, "_ _"], ...]
     negative_slope: float = field(metadata={"static": True})
+    activation: str = field(default="leaky_relu", metadata={"static": True})
     kind = "network"
 
     @classmethod
@@ -57,6 +62,7 @@ class RandomNetwork(AbstractFeatureMap):
         dim: int,
         *,
         widths: Sequence[int],
+        activation: str = "leaky_relu",
         negative_slope: float = 0.1,
         weights: Literal["gaussian", "orthogonal"] = "orthogonal",
         key: Array,
@@ -66,8 +72,9 @@ class RandomNetwork(AbstractFeatureMap):
         Args:
             dim: Length d of an input.
             widths: Width of each hidden layer; the last is the number p of features.
-            negative_slope: Slope of the activation below zero, in [0, 1]; 0 is ReLU, which has no
-                inverse.
+            activation: "leaky_relu", "gelu", "tanh", "relu", "softplus", "cosine" or another of
+                ``jaxdistill.features.ACTIVATIONS``.
+            negative_slope: Slope of LeakyReLU below zero, in [0, 1]; 0 is ReLU, which has no inverse.
             weights: "orthogonal", unit rows, orthogonal in blocks; or "gaussian", entries
                 N(0, 1/fan_in). Both keep the mean square of a layer's input.
             key: Random key.
@@ -76,15 +83,14 @@ class RandomNetwork(AbstractFeatureMap):
             The network, parameters in float32.
 
         Raises:
-            InputError: a size is not positive, the slope is out of range, the kind is unknown.
+            InputError: a size is not positive, the slope is out of range, a name is unknown.
         """
         sizes = (dim, *widths)
         if len(sizes) < 2 or min(sizes) < 1:
             raise InputError(
                 f"sizes must be positive with at least one layer, got dim={dim}, widths={tuple(widths)}"
             )
-        if not 0 <= negative_slope <= 1:
-            raise InputError(f"negative_slope is {negative_slope}; choose it in [0, 1]")
+        Activation(activation, negative_slope)  # refuses what it does not know, before any work
         if weights not in ("gaussian", "orthogonal"):
             raise InputError(f"unknown weights {weights!r}; choose 'gaussian' or 'orthogonal'")
         keys = jax.random.split(key, len(widths))
@@ -95,7 +101,7 @@ class RandomNetwork(AbstractFeatureMap):
                 layers.append(draw / np.float32(math.sqrt(fan_in)))
             else:
                 layers.append(orthogonal_rows(layer_key, fan_out, fan_in))
-        return cls(tuple(layers), float(negative_slope))
+        return cls(tuple(layers), float(negative_slope), activation)
 
     @property
     def num_inputs(self) -> int:
@@ -107,12 +113,20 @@ class RandomNetwork(AbstractFeatureMap):
         """Width p of the last layer."""
         return self.weights[-1].shape[0]
 
+    @property
+    def _act(self) -> Activation:
+        return Activation(self.activation, self.negative_slope)
+
+    @property
+    def feature_bound(self) -> float | None:
+        """Largest magnitude of the activation."""
+        return self._act.bound
+
     def _layers(self, x: Float[Array, "*batch d"]) -> list[Array]:
         """Input and the value after each activation."""
         values = [x]
         for weight in self.weights:
-            z = matmul(values[-1], weight.astype(x.dtype).T)
-            values.append(jnp.where(z < 0, self.negative_slope * z, z))
+            values.append(self._act(matmul(values[-1], weight.astype(x.dtype).T)))
         return values
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
@@ -122,13 +136,10 @@ class RandomNetwork(AbstractFeatureMap):
 
     @property
     def inverse_obstacle(self) -> str | None:
-        """Named where a layer is wider than the one below, or the slope is zero."""
+        """Named where a layer is wider than the one below, or the activation has no inverse."""
         sizes = (self.num_inputs, *(w.shape[0] for w in self.weights))
-        if self.negative_slope == 0:
-            return (
-                "a ReLU network (negative_slope 0) loses what is below zero and has no inverse; "
-                "use a positive slope, such as 0.1"
-            )
+        if self._act.obstacle is not None:
+            return self._act.obstacle
         for layer, (below, width) in enumerate(itertools.pairwise(sizes), start=1):
             if width > below:
                 return (
@@ -136,6 +147,15 @@ class RandomNetwork(AbstractFeatureMap):
                     f"has no closed-form inverse; use widths that do not increase, such as {below}"
                 )
         return None
+
+    @property
+    def construction_obstacle(self) -> str | None:
+        """Also named where layers cannot take every value that the construction may ask for."""
+        return self.inverse_obstacle or self._act.construction_obstacle(len(self.weights))
+
+    def domain_violation(self, features: np.ndarray) -> str | None:
+        """Named where a feature lies outside the range of the activation."""
+        return self._act.domain_violation(features)
 
     def pull_back(
         self, features: Float[Array, "*batch p"], reference: Float[Array, "*batch d"]
@@ -145,13 +165,16 @@ class RandomNetwork(AbstractFeatureMap):
         value = features
         for weight, start in zip(reversed(self.weights), reversed(below), strict=True):
             weight = weight.astype(features.dtype)
-            z = jnp.where(value < 0, value / self.negative_slope, value)
-            value = start + least_change(weight, z - matmul(start, weight.T))
+            value = start + least_change(weight, self._act.inverse(value) - matmul(start, weight.T))
         return value
 
     def settings(self) -> dict[str, Any]:
-        """Slope and number of layers."""
-        return {"negative_slope": self.negative_slope, "layers": len(self.weights)}
+        """Activation, slope and number of layers."""
+        return {
+            "activation": self.activation,
+            "negative_slope": self.negative_slope,
+            "layers": len(self.weights),
+        }
 
     def arrays(self) -> dict[str, np.ndarray]:
         """One matrix a layer."""
@@ -161,4 +184,5 @@ class RandomNetwork(AbstractFeatureMap):
     def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
         layers = tuple(jnp.asarray(arrays[f"weights_{i}"]) for i in range(settings["layers"]))
-        return cls(layers, float(settings["negative_slope"]))
+        # Format 1 knew LeakyReLU alone and did not name it.
+        return cls(layers, float(settings["negative_slope"]), settings.get("activation", "leaky_relu"))
