@@ -14,8 +14,8 @@ import jaxdistill as jd
 from jaxdistill import kip
 from jaxdistill.errors import DatasetError
 
-PAIRS = 7
-STEPS = 50
+PAIRS = 9
+STEPS = 200
 
 
 def load() -> tuple[str, np.ndarray, np.ndarray]:
