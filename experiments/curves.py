@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxdistill.artifact import write_atomically
 
@@ -56,10 +56,9 @@ def draw_panels(panels: Sequence[Panel], path: Path, note: str = "") -> Path:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for curve in panel.curves:
             axes.plot(curve.x, curve.y, curve.style, label=curve.label, markersize=4, linewidth=1.2)
-        if panel.log_x:
-            axes.set_xscale("log")
-        if panel.log_y:
-            axes.set_yscale("log")
+        for axis, log in ((axes.xaxis, panel.log_x), (axes.yaxis, panel.log_y)):
+            if log:
+                _logarithmic(axis)
         axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
@@ -68,3 +67,15 @@ def draw_panels(panels: Sequence[Panel], path: Path, note: str = "") -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return write_atomically(path, buffer.getvalue())
+
+
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic axis, whose ticks are plain numbers where it spans less than three decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    low, high = axis.get_data_interval()
+    if high < 1000 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())

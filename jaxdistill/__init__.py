@@ -4,8 +4,12 @@ A model ``f(x) = phi(x) B`` is trained once; a handful of examples is constructe
 regression returns the same B; a certificate proves it by retraining from what was saved.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from jaxdistill import errors, features
 from jaxdistill.artifact import DistilledSet
+from jaxdistill.baselines import baseline
 from jaxdistill.certify import Certificate, certify
 from jaxdistill.data import Dataset, load_dataset, one_hot
 from jaxdistill.distill import distill, plan_distillation
@@ -14,6 +18,9 @@ from jaxdistill.fit import fit_ridge
 from jaxdistill.moments import Moments
 from jaxdistill.preprocess import ZCA, Identity, Standardize, fit_preprocess
 from jaxdistill.ridge import RidgeModel, RidgePath
+
+if TYPE_CHECKING:
+    from jaxdistill import kip
 
 __version__ = "0.1.0"
 
@@ -28,13 +35,22 @@ __all__ = [
     "RidgeModel",
     "RidgePath",
     "Standardize",
+    "baseline",
     "certify",
     "distill",
     "errors",
     "features",
     "fit_preprocess",
     "fit_ridge",
+    "kip",
     "load_dataset",
     "one_hot",
     "plan_distillation",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``kip`` when it is first asked for: it alone needs optax and orbax."""
+    if name == "kip":
+        return importlib.import_module("jaxdistill.kip")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

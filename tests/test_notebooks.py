@@ -1,0 +1,40 @@
+"""Notebooks run from a fresh kernel, and what is stored in them is what they print."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+RUN = """
+import sys, nbformat, nbclient
+notebook = nbformat.read(sys.argv[1], 4)
+nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+"""
+
+
+def test_there_are_notebooks():
+    assert {"quickstart", "kip_vs_analytic"} <= {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_short_installs_itself_and_shows_pictures(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(cells) <= 24
+    assert "pip install -q jaxdistill" in "".join(code[0]["source"])
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    assert [output for output in outputs if "image/png" in output.get("data", {})]
+    printed = "".join(text for output in outputs for text in output.get("text", ()))
+    assert printed and "/site-packages/" not in printed and "Warning" not in printed
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_from_a_fresh_kernel(path, tmp_path):
+    # The kernel's own files go into the folder too; nothing else of the user's is read.
+    environment = os.environ | {"JUPYTER_RUNTIME_DIR": str(tmp_path), "IPYTHONDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", RUN, str(path)], cwd=tmp_path, env=environment, check=True)
