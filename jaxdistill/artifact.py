@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from jaxdistill import preprocess as preprocessing
 from jaxdistill.errors import ArtifactError, InputError, OutputError
-from jaxdistill.features import KINDS, AbstractFeatureMap
+from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
 from jaxdistill.preprocess import AbstractPreprocess
 
 FORMAT = 2  # 1: three kinds of feature map, LeakyReLU networks only; still read
@@ -154,17 +154,23 @@ class DistilledSet:
         }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+    ) -> Self:
         """Read a set back; nothing in the file is ever executed.
 
         Args:
             path: A file that :meth:`save` wrote.
+            module: The flax module of an :class:`~jaxdistill.features.Encoder` whose code is not the
+                package's own; it is checked to be the same function.
+            variables: Variables of a linen module, where the file keeps only their hash.
 
         Returns:
             The set.
 
         Raises:
-            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format.
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format; or
+                its features need a module that is missing, or another one.
         """
         path = Path(path)
         arrays = _read(path)
@@ -172,7 +178,13 @@ class DistilledSet:
         transform = meta["preprocess"]
         try:
             kind = KINDS[meta["features"]["kind"]]
-            features = kind.from_parts(meta["features"]["settings"], _under("features/", arrays))
+            parts = meta["features"]["settings"], _under("features/", arrays)
+            if module is None and variables is None:
+                features = kind.from_parts(*parts)
+            elif kind is Encoder:
+                features = Encoder.from_parts(*parts, module=module, variables=variables)
+            else:
+                raise ArtifactError(f"{path} has {kind.kind} features, which need no module; leave it out")
             return cls(
                 x=arrays["inputs"],
                 y=arrays["labels"],

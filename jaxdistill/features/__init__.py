@@ -5,12 +5,13 @@ A new map is one file here: a subclass of :class:`AbstractFeatureMap` and a line
 
 from jaxdistill.features.activation import ACTIVATIONS, Activation
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.features.encoder import Encoder
 from jaxdistill.features.fourier import RandomFourier
 from jaxdistill.features.linear import Linear
 from jaxdistill.features.network import RandomNetwork
 
 KINDS: dict[str, type[AbstractFeatureMap]] = {
-    kind.kind: kind for kind in (Linear, RandomFourier, RandomNetwork)
+    kind.kind: kind for kind in (Linear, RandomFourier, RandomNetwork, Encoder)
 }
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "KINDS",
     "AbstractFeatureMap",
     "Activation",
+    "Encoder",
     "Linear",
     "RandomFourier",
     "RandomNetwork",
