@@ -25,15 +25,16 @@ def add_kip_options(parser: argparse.ArgumentParser) -> None:
     budget = group.add_mutually_exclusive_group()
     budget.add_argument("--ipc", type=int, help="examples per class; default 1")
     budget.add_argument("--size", type=int, help="examples in all")
-    group.add_argument("--steps", type=int, default=500)
+    group.add_argument("--steps", type=int, help="default: 500, and 3000 for about one per class")
     group.add_argument("--batch", default="all", metavar="N|all", help="targets in a step")
     group.add_argument("--labels", default="solved", help="fixed, learned or solved")
     group.add_argument("--optimiser", default="adam", help="name of an optax optimiser")
-    group.add_argument("--learning-rate", type=float, default=0.1)
+    group.add_argument("--learning-rate", type=float, help="default: 0.1, and 0.5 for about one per class")
     group.add_argument("--schedule", default="cosine", help="of the learning rate")
     group.add_argument("--reg", type=float, help="penalty relative to tr(K)/m")
     group.add_argument("--start", default="real", help="real, noise, or a distilled.npz")
-    group.add_argument("--patience", type=int, help="evaluations without improvement before a stop")
+    group.add_argument("--hold-out", type=float, metavar="FRACTION", help="of the training data, to judge by")
+    group.add_argument("--patience", type=int, help="evaluations without improvement, then stop")
     group.add_argument("--checkpoint", metavar="DIR", help="go on from here, if a run was killed")
 
 
@@ -118,20 +119,22 @@ def compare(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace, task: Any, model: Any, progress: bool) -> Any:
     from jaxdistill.artifact import DistilledSet
-    from jaxdistill.kip import KipConfig, train
+    from jaxdistill.kip import KipConfig, recommended, train
     from jaxdistill.pipeline import split_keys
 
     start = options.start
     if start.endswith(".npz"):
         start = DistilledSet.load(Path(start))
+    ipc, k = default_ipc(options, task), task.y.shape[1]
+    told = {"steps": options.steps, "learning_rate": options.learning_rate}
+    chosen = {name: value for name, value in told.items() if value is not None}
     config = KipConfig(
-        ipc=default_ipc(options, task),
+        ipc=ipc,
         size=options.size,
-        steps=options.steps,
+        **(recommended(options.size or (ipc or 1) * k, k) | chosen),
         batch=options.batch if options.batch == "all" else int(number("batch", options.batch, ("all",))),
         labels=options.labels,
         optimiser=options.optimiser,
-        learning_rate=options.learning_rate,
         schedule=options.schedule,
         reg=options.reg,
         start=start,
@@ -143,7 +146,7 @@ def _train(options: argparse.Namespace, task: Any, model: Any, progress: bool) -
         task.y,
         config,
         key=split_keys(options.seed)[2],
-        validation=None if options.patience is None else 0.05,
+        validation=0.05 if options.patience is not None and options.hold_out is None else options.hold_out,
         preprocess=task.preprocess,
         class_names=task.class_names,
         checkpoint=options.checkpoint,

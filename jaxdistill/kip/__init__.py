@@ -6,7 +6,7 @@ kernel, moments or targets, ``prepare`` and ``start`` put data on the device, ``
 """
 
 from jaxdistill.augment import Augmentation
-from jaxdistill.kip.config import KipConfig, optimisers
+from jaxdistill.kip.config import KipConfig, optimisers, recommended
 from jaxdistill.kip.objective import Quadratic, moments_loss, ridge_coefficients, solved_coefficients
 from jaxdistill.kip.result import History, KipResult
 from jaxdistill.kip.train import train
@@ -19,6 +19,7 @@ __all__ = [
     "Quadratic",
     "moments_loss",
     "optimisers",
+    "recommended",
     "ridge_coefficients",
     "solved_coefficients",
     "train",
