@@ -272,6 +272,7 @@ def _model(
         # Rows of Y sum to zero, so rows of B do; rounding must not hide that its rank is k - 1.
         weights = weights - weights.mean(axis=1, keepdims=True)
     check_finite("the ridge weights", weights)
+    weights = features.within_span(weights)
     return RidgeModel(
         features=features,
         weights=weights,

@@ -17,6 +17,7 @@ from jaxdistill.distill.compiled import (
     spanning_features,
     stored_labels,
 )
+from jaxdistill.distill.deep_linear import within_range
 from jaxdistill.distill.plan import (
     Construction,
     LabelKind,
@@ -36,6 +37,7 @@ from jaxdistill.memory import require_memory
 from jaxdistill.ridge import RidgeModel
 
 
+@within_range
 def distill(
     model: RidgeModel,
     *,
@@ -90,7 +92,8 @@ def distill(
     Raises:
         InputError: the request is malformed or contradicts itself.
         PenaltyError: lam_s is above the largest admissible, which the message names.
-        RankError: the labels cannot span the outputs.
+        RankError: the labels cannot span the outputs, or the weights lie outside the range of deep linear
+            features.
         InverseError: the feature map has no closed-form inverse, or the scale leaves its range.
         MemoryBudgetError: the construction would not fit.
 

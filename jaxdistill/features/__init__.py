@@ -5,13 +5,25 @@ A new map is one file here: a subclass of :class:`AbstractFeatureMap` and a line
 
 from jaxdistill.features.activation import ACTIVATIONS, Activation
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.features.convolution import ConvolutionalNetwork
+from jaxdistill.features.deep_linear import DeepLinear
 from jaxdistill.features.encoder import Encoder
 from jaxdistill.features.fourier import RandomFourier
+from jaxdistill.features.invertible import InvertibleNetwork
 from jaxdistill.features.linear import Linear
 from jaxdistill.features.network import RandomNetwork
 
 KINDS: dict[str, type[AbstractFeatureMap]] = {
-    kind.kind: kind for kind in (Linear, RandomFourier, RandomNetwork, Encoder)
+    kind.kind: kind
+    for kind in (
+        Linear,
+        RandomFourier,
+        RandomNetwork,
+        ConvolutionalNetwork,
+        DeepLinear,
+        InvertibleNetwork,
+        Encoder,
+    )
 }
 
 __all__ = [
@@ -19,7 +31,10 @@ __all__ = [
     "KINDS",
     "AbstractFeatureMap",
     "Activation",
+    "ConvolutionalNetwork",
+    "DeepLinear",
     "Encoder",
+    "InvertibleNetwork",
     "Linear",
     "RandomFourier",
     "RandomNetwork",

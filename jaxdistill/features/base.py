@@ -69,6 +69,13 @@ class AbstractFeatureMap(abc.ABC):
         del features
         return None
 
+    def within_span(self, weights: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "p k"]:
+        """Weights without what lies outside the span of all features, where that span is known.
+
+        Ridge weights lie in it; what a fit leaves outside is rounding, divided by the penalty.
+        """
+        return weights
+
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
         """The settings that JSON can hold; with :meth:`arrays` they rebuild the map."""
