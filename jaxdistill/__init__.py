@@ -7,7 +7,7 @@ regression returns the same B; a certificate proves it by retraining from what w
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxdistill import errors, features
+from jaxdistill import errors, features, kernels
 from jaxdistill.artifact import DistilledSet
 from jaxdistill.baselines import baseline
 from jaxdistill.certify import Certificate, certify
@@ -42,6 +42,7 @@ __all__ = [
     "features",
     "fit_preprocess",
     "fit_ridge",
+    "kernels",
     "kip",
     "load_dataset",
     "one_hot",

@@ -1,0 +1,63 @@
+"""The kernel of a feature map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.kernels.base import AbstractKernel, check_rows
+from jaxdistill.linalg import matmul
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class FeatureKernel(AbstractKernel):
+    """The inner product of features, ``k(x, x') = phi(x) . phi(x')``.
+
+    Args:
+        features: Feature map phi.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdistill.features import Linear
+        >>> float(FeatureKernel(Linear(2))(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])))
+        11.0
+    """
+
+    features: AbstractFeatureMap
+    kind = "features"
+
+    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
+        """The inner product for one pair of inputs."""
+        return matmul(self.features(x), self.features(x2))
+
+    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
+        """``Phi(x) Phi(z)^T``: features once a row, one product."""
+        check_rows(x, z)
+        return matmul(self.features(x), self.features(z).T)
+
+    def diagonal(self, x: Array) -> Float[Array, " n"]:
+        """Squared norms of the features."""
+        return jnp.sum(self.features(x) ** 2, axis=-1)
+
+    def settings(self) -> dict[str, Any]:
+        """Kind and settings of the feature map."""
+        return {"kind": self.features.kind, "settings": self.features.settings()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Parameters of the feature map."""
+        return self.features.arrays()
+
+    @classmethod
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from :meth:`settings` and :meth:`arrays`."""
+        from jaxdistill.features import KINDS
+
+        return cls(KINDS[settings["kind"]].from_parts(settings["settings"], arrays))

@@ -1,0 +1,87 @@
+"""Kernels of the inner product: linear and polynomial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self, final
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxdistill.errors import InputError
+from jaxdistill.kernels.base import AbstractProductKernel, check_number, like
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Linear(AbstractProductKernel):
+    """The inner product, ``k(x, x') = x . x'``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Linear()(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])))
+        11.0
+    """
+
+    kind = "linear"
+
+    def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:
+        """Return the inner product itself."""
+        del left, right, dim
+        return dot
+
+    def settings(self) -> dict[str, Any]:
+        """No settings."""
+        return {}
+
+    @classmethod
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from nothing."""
+        del settings, arrays
+        return cls()
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Polynomial(AbstractProductKernel):
+    """The polynomial kernel, ``k(x, x') = (x . x' / d + offset)^degree``.
+
+    Args:
+        degree: Whole number >= 1.
+        offset: Number >= 0; 0 leaves the terms of the highest degree alone.
+
+    Raises:
+        InputError: a degree or an offset that makes no kernel.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Polynomial(2, 1.0)(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])))
+        9.0
+    """
+
+    degree: int = field(default=2, metadata={"static": True})
+    offset: float = 1.0
+    kind = "polynomial"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
+            raise InputError(f"degree is {self.degree!r}; it must be a whole number >= 1")
+        check_number("offset", self.offset, zero=True)
+
+    def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:
+        """The power of the inner product."""
+        del left, right
+        return (dot / dim + like(self.offset, dot)) ** self.degree
+
+    def settings(self) -> dict[str, Any]:
+        """Degree and offset."""
+        return {"degree": self.degree, "offset": float(self.offset)}
+
+    @classmethod
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """Rebuild from :meth:`settings`."""
+        del arrays
+        return cls(int(settings["degree"]), float(settings["offset"]))

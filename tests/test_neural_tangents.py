@@ -1,0 +1,184 @@
+"""The infinite networks against neural-tangents and against wide finite ones; neural-tangents' own import."""
+
+import importlib.metadata
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdistill import kernels
+from jaxdistill.errors import ArtifactError, InputError
+from jaxdistill.linalg import in_float64
+
+D = 7
+
+
+def points(seed, n):
+    return np.random.default_rng(seed).standard_normal((n, D))
+
+
+def stax_kernel(depth, weight_variance, bias_variance, slope):
+    with jax.numpy_dtype_promotion("standard"):
+        stax = kernels.import_neural_tangents().stax
+        dense = {"W_std": weight_variance**0.5, "b_std": bias_variance**0.5 or None}
+        layers = []
+        for _ in range(depth):
+            layers += [stax.Dense(1, **dense), stax.LeakyRelu(slope) if slope else stax.Relu()]
+        return stax.serial(*layers, stax.Dense(1, **dense))[2]
+
+
+matrix = jax.jit(lambda kernel, x, z: kernel.matrix(x, z))
+
+
+@pytest.mark.parametrize("depth", [1, 3, 8])
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+@pytest.mark.parametrize("bias", [0.0, 0.01])
+def test_ntk_and_nngp_equal_those_of_neural_tangents(depth, slope, bias):
+    x = points(0, 5)
+    z = np.concatenate([points(1, 4), 3 * x[:1], -x[1:2]])
+    kernel_fn = stax_kernel(depth, 2.0, bias, slope)
+    for get, kind in (("ntk", kernels.NTK), ("nngp", kernels.NNGP)):
+        ours = kind(depth, 2.0, bias, slope)
+        theirs = kernels.from_neural_tangents(kernel_fn, get)
+        expected = in_float64(matrix, theirs, x, z)
+        np.testing.assert_allclose(in_float64(matrix, ours, x, z), expected, rtol=1e-7)
+        same = in_float64(matrix, theirs, x, x)
+        np.testing.assert_allclose(in_float64(matrix, ours, x, x), same, rtol=1e-7)
+        diagonal = in_float64(jax.jit(type(ours).diagonal), ours, x)
+        np.testing.assert_allclose(diagonal, np.diag(same), rtol=1e-7)
+
+
+def finite_network(depth, width, weight_variance, bias_variance, slope):
+    sizes = [D] + [width] * depth + [1]
+
+    def init(key):
+        keys = jax.random.split(key, (len(sizes) - 1, 2))
+        return [
+            (jax.random.normal(k[0], (i, o)), jax.random.normal(k[1], (o,)))
+            for k, i, o in zip(keys, sizes[:-1], sizes[1:], strict=True)
+        ]
+
+    def apply(parameters, x):
+        for number, (w, b) in enumerate(parameters):
+            if number:
+                x = jnp.where(x > 0, x, slope * x)
+            x = (weight_variance / w.shape[0]) ** 0.5 * (x @ w) + bias_variance**0.5 * b
+        return x[0]
+
+    return init, apply
+
+
+@pytest.mark.parametrize(("depth", "slope", "bias"), [(1, 0.0, 0.1), (2, 0.3, 0.0)])
+def test_wide_finite_networks_have_these_kernels_on_average(depth, slope, bias):
+    x = points(2, 3).astype(np.float32)
+    init, apply = finite_network(depth, 256, 1.7, bias, slope)
+    draws = 200
+
+    @jax.jit
+    def sample(key):
+        parameters = init(key)
+        outputs, slopes = jax.vmap(lambda row: jax.value_and_grad(apply)(parameters, row))(jnp.asarray(x))
+        flat = jnp.concatenate([leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(slopes)], axis=1)
+        return jnp.outer(outputs, outputs), flat @ flat.T
+
+    nngp, ntk = jax.lax.map(sample, jax.random.split(jax.random.key(3), draws))
+    for drawn, kind in ((nngp, kernels.NNGP), (ntk, kernels.NTK)):
+        expected = in_float64(matrix, kind(depth, 1.7, bias, slope), x, x)
+        error = np.std(drawn, axis=0) / np.sqrt(draws)
+        # A kernel of finite width has a bias of order depth / width beside the error of the mean.
+        assert np.all(np.abs(np.mean(drawn, axis=0) - expected) < 4 * error + depth / 256 * np.abs(expected))
+
+
+def test_a_convolutional_kernel_has_derivatives_and_a_cheap_diagonal():
+    with jax.numpy_dtype_promotion("standard"):
+        stax = kernels.import_neural_tangents().stax
+        layers = [stax.Conv(1, (3, 3), padding="SAME"), stax.Relu(), stax.AvgPool((2, 2), (2, 2))]
+        kernel_fn = stax.serial(*layers, stax.Flatten(), stax.Dense(1))[2]
+    kernel = kernels.from_neural_tangents(kernel_fn, shape=(4, 4, 1))
+    x = np.random.default_rng(3).standard_normal((3, 16))
+    gram = in_float64(matrix, kernel, x, x)
+    np.testing.assert_allclose(
+        in_float64(jax.jit(type(kernel).diagonal), kernel, x), np.diag(gram), rtol=1e-6
+    )
+    assert np.linalg.eigvalsh(gram)[0] > 0
+    slope = in_float64(jax.jit(jax.grad(lambda a, b: kernel(a, b))), x[0], x[1])
+    step = 1e-6 * np.eye(16)[5]
+    value = jax.jit(lambda a, b: kernel(a, b))
+    central = (in_float64(value, x[0] + step, x[1]) - in_float64(value, x[0] - step, x[1])) / 2e-6
+    np.testing.assert_allclose(slope[5], central, rtol=1e-5)
+
+
+FRESH = """
+import sys
+import jax, jax.core
+from jax.interpreters import ad
+import jaxdistill as jd
+before = set(vars(jax.core)), set(vars(ad))
+nt = jd.kernels.import_neural_tangents()
+import neural_tangents as again
+assert again is nt is jd.kernels.import_neural_tangents()
+assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "tf2jax")]
+assert (set(vars(jax.core)), set(vars(ad))) == before and "jax.util" not in sys.modules
+x = jax.numpy.ones((2, 6, 6, 1)) * jax.numpy.array([1.0, 2.0]).reshape(2, 1, 1, 1)
+stax = nt.stax
+init, apply, kernel_fn = stax.serial(
+    stax.Conv(4, (3, 3)), stax.Relu(), stax.AvgPool((2, 2)), stax.GlobalAvgPool(), stax.Dense(3)
+)
+assert jax.jit(kernel_fn, static_argnums=2)(x, None, "ntk").shape == (2, 2)
+assert nt.batch(kernel_fn, 1)(x, None, "ntk").shape == (2, 2)
+predict = nt.predict.gradient_descent_mse_ensemble(kernel_fn, x, jax.numpy.ones((2, 3)), diag_reg=1e-3)
+assert predict(x_test=x, get="ntk").shape == (2, 3)
+parameters = init(jax.random.key(0), x.shape)[1]
+for implementation in (1, 2):
+    found = nt.empirical_ntk_fn(apply, implementation=implementation)(x, None, parameters)
+    assert found.shape == (2, 2)
+"""
+
+AFTER_A_FAILURE = """
+import sys
+sys.modules["tensorflow"] = sys.modules["tf2jax"] = None  # to fail early is to fail fast
+try:
+    import neural_tangents
+except ImportError:
+    pass
+else:
+    raise AssertionError("the import works by itself: this package has nothing to do")
+import jaxdistill as jd
+assert jd.kernels.import_neural_tangents().stax.Dense(1)
+"""
+
+
+@pytest.mark.parametrize("code", [FRESH, AFTER_A_FAILURE], ids=["at first", "after a failure"])
+def test_a_fresh_process_gets_the_library_without_tensorflow_and_jax_is_left_as_it_was(code):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_an_untested_version_is_named_and_used(monkeypatch):
+    from jaxdistill.kernels import neural_tangents as shim
+
+    real = importlib.metadata.version
+    monkeypatch.setattr(shim.metadata, "version", lambda name: "0.7.1" if "neural" in name else real(name))
+    with pytest.warns(UserWarning, match=r"0\.7\.1 .* is untested: 0\.6\.5"):
+        shim._check_versions()
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(shim.metadata, "version", missing)
+    with pytest.raises(InputError, match="pip install neural-tangents"):
+        shim._check_versions()
+
+
+def test_bad_input_is_refused_with_the_cure():
+    with pytest.raises(InputError, match="did you mean 'ntk'"):
+        kernels.from_neural_tangents(lambda a, b, get: a, "nkt")
+    with pytest.raises(InputError, match="third of what"):
+        kernels.from_neural_tangents((1, 2, 3))  # pyright: ignore[reportArgumentType]
+    kernel = kernels.from_neural_tangents(lambda a, b, get: a @ b.T, shape=(4, 4, 1))
+    with pytest.raises(InputError, match="length 9"):
+        kernel.matrix(jnp.ones((2, 9)), jnp.ones((2, 9)))
+    with pytest.raises(ArtifactError, match="no file can hold"):
+        kernel.settings()
