@@ -15,6 +15,7 @@ from jaxdistill.data import Dataset, load_dataset, one_hot
 from jaxdistill.distill import distill, plan_distillation
 from jaxdistill.errors import JaxDistillError
 from jaxdistill.fit import fit_ridge
+from jaxdistill.kernel_ridge import KernelModel, fit_kernel_ridge
 from jaxdistill.moments import Moments
 from jaxdistill.preprocess import ZCA, Identity, Standardize, fit_preprocess
 from jaxdistill.ridge import RidgeModel, RidgePath
@@ -31,6 +32,7 @@ __all__ = [
     "DistilledSet",
     "Identity",
     "JaxDistillError",
+    "KernelModel",
     "Moments",
     "RidgeModel",
     "RidgePath",
@@ -40,6 +42,7 @@ __all__ = [
     "distill",
     "errors",
     "features",
+    "fit_kernel_ridge",
     "fit_preprocess",
     "fit_ridge",
     "kernels",

@@ -25,6 +25,10 @@ class InverseError(JaxDistillError):
     """A feature map has no closed-form inverse, or a point lies outside its range."""
 
 
+class KernelError(JaxDistillError):
+    """A kernel matrix is not positive definite, or a system with it was not solved."""
+
+
 class ArtifactError(JaxDistillError):
     """A saved set is missing, damaged, unsafe or of a newer format."""
 

@@ -63,7 +63,7 @@ def test_files_are_small_and_speak_of_the_project_alone(path):
 
 
 def public_objects():
-    for module in (jd, jd.features):
+    for module in (jd, jd.features, jd.kernels):
         for name in module.__all__:
             value = getattr(module, name)
             if inspect.isclass(value) or inspect.isfunction(value):
