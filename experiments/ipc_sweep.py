@@ -61,6 +61,8 @@ REQUESTS = (("hard", 0.0), ("hard", "max"), ("soft", "auto"))
 def main() -> None:
     """Run or resume the sweep, then write the table and the figure."""
     options = common.parse(__doc__ or "", _extend)
+    if options.ipc is None:
+        options.ipc = [1, 10] if options.quick else [1, 10, 50]
     task = prepare(options.dataset)
     rows = common.Rows(options.results / f"{options.dataset}_ipc_sweep.jsonl", KEYS)
     model = cache(partial(_model, task))
@@ -77,7 +79,7 @@ def main() -> None:
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--ipc", type=int, nargs="+", help="default: 1 10 50 (--quick: 1 10)")
     parser.add_argument("--seeds", type=int, default=1)
 
 
