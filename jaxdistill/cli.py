@@ -105,10 +105,15 @@ def _add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--dataset", default="digits", help="digits, FILE.npz, or a tensorflow-datasets name")
     data.add_argument("--preprocess", default="standardize", help="standardize, zca or none")
     data.add_argument("--targets", choices=("one-hot", "centred"), default="one-hot")
-    data.add_argument("--features", default="linear", help="linear, fourier or network")
+    data.add_argument(
+        "--features",
+        default="linear",
+        help="linear, fourier, network, conv, deep-linear, invertible, or encoder (trained on the data)",
+    )
     data.add_argument("--num-features", type=int, metavar="P", help="features; default: as many as inputs")
-    data.add_argument("--depth", type=int, default=1, help="layers of a network")
-    data.add_argument("--negative-slope", type=float, default=0.1, help="of the network's LeakyReLU")
+    data.add_argument("--depth", type=int, help="layers; default 1 for network, 2 for the others")
+    data.add_argument("--activation", default="leaky_relu", help="leaky_relu, gelu, tanh, relu, ...")
+    data.add_argument("--negative-slope", type=float, default=0.1, help="of LeakyReLU")
     data.add_argument("--weights", choices=("orthogonal", "gaussian"), help="of a network, or frequencies")
     data.add_argument("--lengthscale", type=float, help="of the Fourier features' kernel")
     data.add_argument("--lam", default="auto", metavar="auto|NUMBER", help="ridge penalty")

@@ -32,8 +32,11 @@ def load_and_fit(options: argparse.Namespace, lam: Any, watch: Any, progress: bo
             options.negative_slope,
             options.weights,
             options.lengthscale,
+            options.activation,
         )
-        phi = make_features(chosen, task.x, key_features)
+        phi = make_features(
+            chosen, task.x, key_features, shape=task.preprocess.shape, y=task.y, progress=progress
+        )
         validation = parse_validation(options.validation, len(task.x))
         model = fit_ridge(
             phi, task.x, task.y, lam=lam, validation=validation, key=key_split, progress=progress

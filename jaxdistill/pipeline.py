@@ -15,7 +15,17 @@ from jaxtyping import Array
 
 from jaxdistill.data import load_dataset, one_hot
 from jaxdistill.errors import InputError
-from jaxdistill.features import KINDS, AbstractFeatureMap, Linear, RandomFourier, RandomNetwork
+from jaxdistill.features import (
+    KINDS,
+    AbstractFeatureMap,
+    ConvolutionalNetwork,
+    DeepLinear,
+    Encoder,
+    InvertibleNetwork,
+    Linear,
+    RandomFourier,
+    RandomNetwork,
+)
 from jaxdistill.fit import Validation
 from jaxdistill.preprocess import AbstractPreprocess, fit_preprocess
 
@@ -89,10 +99,13 @@ class FeatureOptions:
     """Settings of a feature map, by name.
 
     Args:
-        kind: "linear", "fourier" or "network".
-        num_features: p; default the length of an input.
-        depth: Layers of a network, all of width p.
-        negative_slope: Slope of its activation.
+        kind: "linear", "fourier", "network", "conv", "deep-linear", "invertible", or "encoder", which is
+            trained on the data.
+        num_features: p; default the length of an input, 128 for an encoder, and what 16, 32, ... channels
+            make for "conv".
+        depth: Layers: of a network, all of width p; of a convolutional one, each halving the image. Default:
+            1 for networks, 2 for "conv", "deep-linear" and "invertible".
+        negative_slope: Slope of LeakyReLU.
         weights: "orthogonal" or "gaussian": network weights, Fourier frequencies. Default:
             orthogonal for networks, Gaussian for Fourier features.
         lengthscale: Width of the Gaussian kernel; default the root mean square distance of examples.
@@ -100,14 +113,31 @@ class FeatureOptions:
 
     kind: str = "linear"
     num_features: int | None = None
-    depth: int = 1
+    depth: int | None = None
     negative_slope: float = 0.1
     weights: str | None = None
     lengthscale: float | None = None
+    activation: str = "leaky_relu"
 
 
-def make_features(options: FeatureOptions, x: np.ndarray, key: Array) -> AbstractFeatureMap:
-    """Draw the feature map that the options describe, for inputs like ``x``.
+def make_features(
+    options: FeatureOptions,
+    x: np.ndarray,
+    key: Array,
+    *,
+    shape: tuple[int, ...] | None = None,
+    y: np.ndarray | None = None,
+    progress: bool = False,
+) -> AbstractFeatureMap:
+    """Draw, or train, the feature map that the options describe, for inputs like ``x``.
+
+    Args:
+        options: The settings.
+        x: Training inputs, shape (n, d).
+        key: Random key.
+        shape: Shape of an image, for "conv" and "encoder".
+        y: Training targets, shape (n, k), for "encoder".
+        progress: Whether training shows a bar.
 
     Raises:
         InputError: an unknown kind, with the nearest known one, or settings that make no sense.
@@ -118,17 +148,77 @@ def make_features(options: FeatureOptions, x: np.ndarray, key: Array) -> Abstrac
         near = difflib.get_close_matches(options.kind, KINDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "choose one of " + ", ".join(sorted(KINDS))
         raise InputError(f"unknown features {options.kind!r}; {hint}")
+    if options.kind in (Linear.kind, InvertibleNetwork.kind) and width != dim:
+        raise InputError(f"{options.kind} features have as many features as inputs, {dim}, not {width}")
     if options.kind == Linear.kind:
-        if width != dim:
-            raise InputError(f"linear features have as many features as inputs, {dim}, not {width}")
         return Linear(dim)
+    if options.kind in (ConvolutionalNetwork.kind, Encoder.kind):
+        return _make_image_features(options, x, key, shape, y, progress)
     weights: Any = options.weights
+    depth = 2 if options.depth is None else options.depth
+    if options.kind == InvertibleNetwork.kind:
+        activation = "gelu" if options.activation == "leaky_relu" else options.activation
+        return InvertibleNetwork.create(dim, depth=depth, activation=activation, key=key)
+    if options.kind == DeepLinear.kind:
+        return DeepLinear.create(dim, widths=(width,) * depth, weights=weights or "gaussian", key=key)
     if options.kind == RandomFourier.kind:
         scale = rms_distance(x) if options.lengthscale is None else options.lengthscale
         return RandomFourier.create(dim, width, lengthscale=scale, frequencies=weights or "gaussian", key=key)
     return RandomNetwork.create(
         dim,
-        widths=(width,) * options.depth,
+        widths=(width,) * (1 if options.depth is None else options.depth),
+        activation=options.activation,
+        negative_slope=options.negative_slope,
+        weights=weights or "orthogonal",
+        key=key,
+    )
+
+
+def _make_image_features(
+    options: FeatureOptions,
+    x: np.ndarray,
+    key: Array,
+    shape: tuple[int, ...] | None,
+    y: np.ndarray | None,
+    progress: bool,
+) -> AbstractFeatureMap:
+    """Feature maps that need to know which pixels are neighbours."""
+    if shape is None or len(shape) != 3:
+        raise InputError(
+            f"{options.kind} features are for images (H, W, C); these examples have shape {shape}"
+        )
+    height, width, channels = shape
+    if options.kind == Encoder.kind:
+        if y is None:
+            raise InputError("an encoder is trained on the data; give their targets")
+        from jaxdistill.training import train_encoder  # flax and optax
+
+        return train_encoder(
+            x,
+            y,
+            image_shape=shape,
+            key=key,
+            progress=progress,
+            num_features=options.num_features or 128,
+            activation=options.activation,
+            negative_slope=options.negative_slope,
+        )
+    depth = 2 if options.depth is None else options.depth
+    widths = [16 * 2**layer for layer in range(depth)]
+    if options.num_features is not None and depth > 0:
+        area = (height // 2**depth) * (width // 2**depth)
+        if area == 0 or options.num_features % area:
+            raise InputError(
+                f"{depth} convolutional layers leave {area} positions, so features come in multiples of "
+                f"{area}, not {options.num_features}"
+            )
+        widths[-1] = options.num_features // area
+    weights: Any = options.weights
+    return ConvolutionalNetwork.create(
+        (height, width, channels),
+        channels=widths,
+        pool="average",
+        activation=options.activation,
         negative_slope=options.negative_slope,
         weights=weights or "orthogonal",
         key=key,

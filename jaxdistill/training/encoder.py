@@ -15,6 +15,8 @@ from jaxdistill.networks import make_network
 from jaxdistill.training.config import TrainConfig
 from jaxdistill.training.loop import train_networks
 
+_DEFAULT = TrainConfig(steps=600, batch=128, learning_rate=2e-3)
+
 
 def train_encoder(
     x: Any,
@@ -71,6 +73,5 @@ def train_encoder(
     elif settings:
         raise InputError(f"{', '.join(settings)}: settings are for a network given by name; leave them out")
     images = x.reshape(-1, *image_shape)
-    chosen = config or TrainConfig(steps=600, batch=128, learning_rate=2e-3)
-    trained = train_networks(network, images, y, chosen, key=key, progress=progress)
+    trained = train_networks(network, images, y, config or _DEFAULT, key=key, progress=progress)
     return Encoder.of(network, variables=trained.variables[0], input_shape=tuple(image_shape), layer=layer)
