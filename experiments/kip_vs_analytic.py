@@ -145,11 +145,10 @@ def _config(method: str, ipc: int, steps: int, n: int, m: int, p: int) -> Any:
     settings: dict[str, Any] = dict(METHODS[method] or {})
     if settings.get("batch", 0) > n:
         settings["batch"] = n // 2
-    if settings["labels"] == "solved" and min(settings.get("batch", p), p) <= m:
-        settings["ridge"] = 1e-10  # more examples than features: the best labels are not unique
-    every = max(1, steps // 40)
-    rate = recommended(10 * ipc, 10)["learning_rate"]
-    return KipConfig(ipc=ipc, steps=steps, learning_rate=rate, evaluate_every=every, **settings)
+    # A batch of b targets determines no more than b coefficients.
+    usual = recommended(m, m // ipc, min(settings.get("batch", p), p))
+    settings = {**usual, **settings, "steps": steps}
+    return KipConfig(ipc=ipc, evaluate_every=max(1, steps // 40), **settings)
 
 
 def _compile_seconds() -> list[float]:

@@ -32,6 +32,7 @@ def add_kip_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--learning-rate", type=float, help="default: 0.1, and 0.5 for about one per class")
     group.add_argument("--schedule", default="cosine", help="of the learning rate")
     group.add_argument("--reg", type=float, help="penalty relative to tr(K)/m")
+    group.add_argument("--ridge", type=float, help="of solved labels; default: 0, and 1e-10 where m > p")
     group.add_argument("--start", default="real", help="real, noise, or a distilled.npz")
     group.add_argument("--hold-out", type=float, metavar="FRACTION", help="of the training data, to judge by")
     group.add_argument("--patience", type=int, help="evaluations without improvement, then stop")
@@ -126,12 +127,12 @@ def _train(options: argparse.Namespace, task: Any, model: Any, progress: bool) -
     if start.endswith(".npz"):
         start = DistilledSet.load(Path(start))
     ipc, k = default_ipc(options, task), task.y.shape[1]
-    told = {"steps": options.steps, "learning_rate": options.learning_rate}
+    told = {"steps": options.steps, "learning_rate": options.learning_rate, "ridge": options.ridge}
     chosen = {name: value for name, value in told.items() if value is not None}
     config = KipConfig(
         ipc=ipc,
         size=options.size,
-        **(recommended(options.size or (ipc or 1) * k, k) | chosen),
+        **(recommended(options.size or (ipc or 1) * k, k, model.features.num_features) | chosen),
         batch=options.batch if options.batch == "all" else int(number("batch", options.batch, ("all",))),
         labels=options.labels,
         optimiser=options.optimiser,

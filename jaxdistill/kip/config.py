@@ -167,26 +167,31 @@ class KipConfig:
         return told
 
 
-def recommended(size: int, num_targets: int) -> dict[str, Any]:
-    """Steps and learning rate that serve a number of examples, as measured on MNIST with network features.
+def recommended(size: int, num_targets: int, num_features: int | None = None) -> dict[str, Any]:
+    """Settings that serve a number of examples, as measured on MNIST with network features.
 
     With about as many examples as outputs nothing is to spare, and the last tenth of a per cent takes large
-    steps, many of them.
+    steps, many of them. With more examples than features, solved labels are not unique without a ridge.
 
     Args:
         size: Examples in all, m.
         num_targets: Outputs k.
+        num_features: p, or None for a kernel without a finite map.
 
     Returns:
-        Keyword arguments ``steps`` and ``learning_rate`` of :class:`KipConfig`.
+        Keyword arguments ``steps``, ``learning_rate`` and ``ridge`` of :class:`KipConfig`.
 
     Example:
-        >>> KipConfig(ipc=1, **recommended(10, 10)).steps
+        >>> KipConfig(ipc=1, **recommended(10, 10, 784)).steps
         3000
     """
-    if size < 2 * num_targets:
-        return {"steps": 3000, "learning_rate": 0.5}
-    return {"steps": 500, "learning_rate": 0.1}
+    few = size < 2 * num_targets
+    dependent = num_features is not None and size > num_features
+    return {
+        "steps": 3000 if few else 500,
+        "learning_rate": 0.5 if few else 0.1,
+        "ridge": 1e-10 if dependent else 0.0,
+    }
 
 
 def optimisers() -> list[str]:
