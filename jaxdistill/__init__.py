@@ -11,11 +11,14 @@ from jaxdistill import errors, features, kernels
 from jaxdistill.artifact import DistilledSet
 from jaxdistill.baselines import baseline
 from jaxdistill.certify import Certificate, certify
+from jaxdistill.certify_kernel import KernelCertificate
 from jaxdistill.data import Dataset, load_dataset, one_hot
 from jaxdistill.distill import distill, plan_distillation
+from jaxdistill.distill.support import distill_kernel
 from jaxdistill.errors import JaxDistillError
 from jaxdistill.fit import fit_ridge
 from jaxdistill.kernel_ridge import KernelModel, fit_kernel_ridge
+from jaxdistill.kernel_set import KernelSet, load_set
 from jaxdistill.moments import Moments
 from jaxdistill.preprocess import ZCA, Identity, Standardize, fit_preprocess
 from jaxdistill.ridge import RidgeModel, RidgePath
@@ -32,7 +35,9 @@ __all__ = [
     "DistilledSet",
     "Identity",
     "JaxDistillError",
+    "KernelCertificate",
     "KernelModel",
+    "KernelSet",
     "Moments",
     "RidgeModel",
     "RidgePath",
@@ -40,6 +45,7 @@ __all__ = [
     "baseline",
     "certify",
     "distill",
+    "distill_kernel",
     "errors",
     "features",
     "fit_kernel_ridge",
@@ -48,6 +54,7 @@ __all__ = [
     "kernels",
     "kip",
     "load_dataset",
+    "load_set",
     "one_hot",
     "plan_distillation",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import io
 import json
@@ -22,14 +23,118 @@ from jaxdistill.errors import ArtifactError, InputError, OutputError
 from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
 from jaxdistill.preprocess import AbstractPreprocess
 
-FORMAT = 2  # 1: three kinds of feature map, LeakyReLU networks only; still read
+FORMAT = 3  # 1: LeakyReLU networks only; 2: no kernels; both are still read
 _MAGIC = "jaxdistill"
-_REQUIRED = ("meta", "digest", "inputs", "labels", "lam", "weights")
+_REQUIRED = ("meta", "digest", "inputs", "labels", "lam")
+
+
+class AbstractSet(abc.ABC):
+    """A handful of examples to train on, of a feature map or of a kernel: one .npz, with its certificate."""
+
+    x: np.ndarray
+    y: np.ndarray
+    lam: float
+    recipe: dict[str, Any]
+    preprocess: AbstractPreprocess | None
+    class_names: tuple[str, ...] | None
+    certificate: dict[str, Any] | None
+
+    @property
+    def images(self) -> np.ndarray:
+        """The examples in the data's own units and shape, (m, H, W, C) or (m, d)."""
+        return self.x if self.preprocess is None else self.preprocess.inverse(self.x)
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of what training sees: inputs, labels, penalty, and feature map or kernel."""
+        return _digest({"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)} | self._map_arrays())
+
+    @abc.abstractmethod
+    def _map_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of the feature map or of the kernel."""
+
+    @abc.abstractmethod
+    def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a file keeps of the feature map or kernel and of the full model: arrays, and metadata."""
+
+    def with_context(
+        self,
+        preprocess: AbstractPreprocess | None,
+        class_names: tuple[str, ...] | None,
+    ) -> Self:
+        """The same set, with its way back to images and the names of its classes."""
+        if preprocess is not None and preprocess.num_inputs != self.x.shape[1]:
+            raise InputError(
+                f"preprocess makes rows of {preprocess.num_inputs}, the set has {self.x.shape[1]}; "
+                "pass the transform that the model's inputs came from"
+            )
+        return replace(self, preprocess=preprocess, class_names=class_names)  # pyright: ignore[reportArgumentType]
+
+    def with_certificate(self, certificate: Any) -> Self:
+        """The same set, certified.
+
+        Raises:
+            ArtifactError: the certificate was computed on another set.
+        """
+        report = certificate.to_dict()
+        if report["digest"] != self.digest:
+            raise ArtifactError("the certificate was computed on another set; certify the set that is saved")
+        return replace(self, certificate=report)  # pyright: ignore[reportArgumentType]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the set as one .npz file, beside the target first and then renamed.
+
+        The file opens with ``numpy.load`` alone: ``images``, ``inputs``, ``labels``, ``lam``, what tells the
+        full model (``weights`` B; of a kernel ``values`` and ``squared_norm``), ``class_names``, the arrays
+        of the feature map or kernel and of the preprocessing under ``features/``, ``kernel/`` and
+        ``preprocess/``, and ``meta``, a JSON text with everything else.
+
+        Args:
+            path: Where to write.
+
+        Returns:
+            The path.
+
+        Raises:
+            OutputError: the file cannot be written there.
+            ArtifactError: the kernel is code that no file can hold.
+        """
+        own, meta = self._own_parts()
+        transform = self.preprocess
+        meta |= {
+            "program": _MAGIC,
+            "format": FORMAT,
+            "preprocess": None
+            if transform is None
+            else {"kind": transform.kind, "settings": transform.settings()},
+            "recipe": self.recipe,
+            "certificate": self.certificate,
+            "versions": {
+                "python": platform.python_version(),
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        arrays = {
+            "images": self.images,
+            "inputs": self.x,
+            "labels": self.y,
+            "lam": np.float64(self.lam),
+            "meta": np.array(json.dumps(meta, sort_keys=True)),
+        } | own
+        if self.class_names is not None:
+            arrays["class_names"] = np.array(self.class_names)
+        if transform is not None:
+            arrays |= {f"preprocess/{name}": value for name, value in transform.arrays().items()}
+        arrays["digest"] = np.array(_digest(arrays))
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        return write_atomically(path, buffer.getvalue())
 
 
 @final
 @dataclass(frozen=True, eq=False)
-class DistilledSet:
+class DistilledSet(AbstractSet):
     """A handful of examples that train to the full model, and what is needed to check it.
 
     Args:
@@ -64,94 +169,13 @@ class DistilledSet:
     class_names: tuple[str, ...] | None = None
     certificate: dict[str, Any] | None = None
 
-    @property
-    def images(self) -> np.ndarray:
-        """The examples in the data's own units and shape, (m, H, W, C) or (m, d)."""
-        return self.x if self.preprocess is None else self.preprocess.inverse(self.x)
+    def _map_arrays(self) -> dict[str, np.ndarray]:
+        return self.features.arrays()
 
-    @property
-    def digest(self) -> str:
-        """Fingerprint of what training sees: inputs, labels, penalty and feature map."""
-        return _digest(
-            {"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)} | self.features.arrays()
-        )
-
-    def with_context(
-        self,
-        preprocess: AbstractPreprocess | None,
-        class_names: tuple[str, ...] | None,
-    ) -> Self:
-        """The same set, with its way back to images and the names of its classes."""
-        if preprocess is not None and preprocess.num_inputs != self.x.shape[1]:
-            raise InputError(
-                f"preprocess makes rows of {preprocess.num_inputs}, the set has {self.x.shape[1]}; "
-                "pass the transform that the model's inputs came from"
-            )
-        return replace(self, preprocess=preprocess, class_names=class_names)
-
-    def with_certificate(self, certificate: Any) -> Self:
-        """The same set, certified.
-
-        Raises:
-            ArtifactError: the certificate was computed on another set.
-        """
-        report = certificate.to_dict()
-        if report["digest"] != self.digest:
-            raise ArtifactError("the certificate was computed on another set; certify the set that is saved")
-        return replace(self, certificate=report)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the set as one .npz file, beside the target first and then renamed.
-
-        The file opens with ``numpy.load`` alone: ``images``, ``inputs``, ``labels``, ``lam``, the full
-        model's ``weights``, ``class_names``, the arrays of the feature map and of the preprocessing
-        under ``features/`` and ``preprocess/``, and ``meta``, a JSON text with everything else.
-
-        Args:
-            path: Where to write.
-
-        Returns:
-            The path.
-
-        Raises:
-            OutputError: the file cannot be written there.
-        """
-        arrays = {
-            "images": self.images,
-            "inputs": self.x,
-            "labels": self.y,
-            "lam": np.float64(self.lam),
-            "weights": self.weights,
-            "meta": np.array(json.dumps(self._meta(), sort_keys=True)),
-        }
-        if self.class_names is not None:
-            arrays["class_names"] = np.array(self.class_names)
-        arrays |= {f"features/{name}": value for name, value in self.features.arrays().items()}
-        if self.preprocess is not None:
-            parts = self.preprocess.arrays()
-            arrays |= {f"preprocess/{name}": value for name, value in parts.items()}
-        arrays["digest"] = np.array(_digest(arrays))
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        return write_atomically(path, buffer.getvalue())
-
-    def _meta(self) -> dict[str, Any]:
-        transform = self.preprocess
-        return {
-            "program": _MAGIC,
-            "format": FORMAT,
-            "features": {"kind": self.features.kind, "settings": self.features.settings()},
-            "preprocess": None
-            if transform is None
-            else {"kind": transform.kind, "settings": transform.settings()},
-            "recipe": self.recipe,
-            "certificate": self.certificate,
-            "versions": {
-                "python": platform.python_version(),
-                "jax": jax.__version__,
-                "numpy": np.__version__,
-            },
-        }
+    def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays = {f"features/{name}": value for name, value in self.features.arrays().items()}
+        about = {"kind": self.features.kind, "settings": self.features.settings()}
+        return {"weights": self.weights} | arrays, {"features": about}
 
     @classmethod
     def load(
@@ -173,12 +197,12 @@ class DistilledSet:
                 its features need a module that is missing, or another one.
         """
         path = Path(path)
-        arrays = _read(path)
-        meta = _read_meta(path, arrays)
-        transform = meta["preprocess"]
+        arrays, meta = read_set(path)
+        if "kernel" in meta:
+            raise ArtifactError(f"{path} is a set for a kernel; read it with jaxdistill.load_set")
         try:
             kind = KINDS[meta["features"]["kind"]]
-            parts = meta["features"]["settings"], _under("features/", arrays)
+            parts = meta["features"]["settings"], arrays_under("features/", arrays)
             if module is None and variables is None:
                 features = kind.from_parts(*parts)
             elif kind is Encoder:
@@ -186,26 +210,44 @@ class DistilledSet:
             else:
                 raise ArtifactError(f"{path} has {kind.kind} features, which need no module; leave it out")
             return cls(
-                x=arrays["inputs"],
-                y=arrays["labels"],
-                lam=float(arrays["lam"]),
                 features=features,
                 weights=arrays["weights"],
-                recipe=meta["recipe"],
-                preprocess=None
-                if transform is None
-                else preprocessing.from_parts(
-                    transform["kind"], transform["settings"], _under("preprocess/", arrays)
-                ),
-                class_names=tuple(str(name) for name in arrays["class_names"])
-                if "class_names" in arrays
-                else None,
-                certificate=meta["certificate"],
+                **common_fields(arrays, meta),
             )
         except (KeyError, TypeError) as error:
             raise ArtifactError(
                 f"{path} lacks or does not understand {error}; make it again with this version"
             ) from None
+
+
+def read_set(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and metadata of a saved set, after every check that does not depend on its kind.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format.
+    """
+    arrays = _read(path)
+    return arrays, _read_meta(path, arrays)
+
+
+def common_fields(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
+    """The fields that every set has, from what :func:`read_set` returned."""
+    transform = meta["preprocess"]
+    return {
+        "x": arrays["inputs"],
+        "y": arrays["labels"],
+        "lam": float(arrays["lam"]),
+        "recipe": meta["recipe"],
+        "preprocess": None
+        if transform is None
+        else preprocessing.from_parts(
+            transform["kind"], transform["settings"], arrays_under("preprocess/", arrays)
+        ),
+        "class_names": tuple(str(name) for name in arrays["class_names"])
+        if "class_names" in arrays
+        else None,
+        "certificate": meta["certificate"],
+    }
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
@@ -243,7 +285,8 @@ def _digest(arrays: dict[str, Any]) -> str:
     return sha.hexdigest()
 
 
-def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def arrays_under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
@@ -287,6 +330,8 @@ def _read_meta(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} has format {version}, this version reads up to {FORMAT}; upgrade jaxdistill"
         )
+    told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
+    missing += [name for name in told if name not in arrays]
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}; copy it again")
     rest = {name: value for name, value in arrays.items() if name != "digest"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, final, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,13 @@ from jaxdistill.artifact import DistilledSet
 from jaxdistill.distill.exact import retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.kernel_ridge import KernelModel
+from jaxdistill.kernel_set import KernelSet
 from jaxdistill.linalg import check_finite, in_float64
 from jaxdistill.ridge import predict
+
+if TYPE_CHECKING:
+    from jaxdistill.certify_kernel import KernelCertificate
 
 
 class HasWeights(Protocol):
@@ -101,6 +106,7 @@ class Certificate:
         return asdict(self)
 
 
+@overload
 def certify(
     model: HasWeights,
     small: DistilledSet,
@@ -108,7 +114,28 @@ def certify(
     y_test: Any | None = None,
     *,
     progress: bool = False,
-) -> Certificate:
+) -> Certificate: ...
+
+
+@overload
+def certify(
+    model: KernelModel | KernelSet,
+    small: KernelSet,
+    x_test: Any | None = None,
+    y_test: Any | None = None,
+    *,
+    progress: bool = False,
+) -> KernelCertificate: ...
+
+
+def certify(
+    model: Any,
+    small: Any,
+    x_test: Any | None = None,
+    y_test: Any | None = None,
+    *,
+    progress: bool = False,
+) -> Certificate | KernelCertificate:
     """Retrain on the distilled set alone and compare with the full model.
 
     ``B_s = Phis^T (Phis Phis^T + lam_s I)^-1 Ys`` from ``small.x`` as stored, by the singular value
@@ -116,7 +143,7 @@ def certify(
 
     Args:
         model: The full model, or a loaded :class:`~jaxdistill.DistilledSet`, which carries its weights.
-        small: The distilled set.
+        small: The distilled set; one of a kernel is certified by :mod:`jaxdistill.certify_kernel`.
         x_test: Test inputs, shape (t, d), as the model sees them; default none.
         y_test: Test targets, shape (t, k): one-hot rows or classes (t,) for accuracies, real values.
         progress: Whether to show a bar.
@@ -139,6 +166,11 @@ def certify(
 
     Source: CHW, section 6 (retraining); the rest is arithmetic.
     """
+    if isinstance(small, KernelSet):
+        from jaxdistill.certify_kernel import certify_kernel  # which needs this module
+
+        full_model = model if isinstance(model, KernelModel) else None
+        return certify_kernel(full_model, small, x_test, y_test, progress=progress)
     full = np.asarray(model.weights, np.float64)
     if full.shape != small.weights.shape:
         raise InputError(
@@ -235,7 +267,7 @@ def _compare_on_test(
         check_finite("y_test", y)
         report["squared_error_full"] = float(np.mean((f_full - y) ** 2))
         report["squared_error_distilled"] = float(np.mean((f_wide - y) ** 2))
-    classes = _classes(y)
+    classes = classes_of(y)
     if classes is not None and k > 1:
         report["accuracy_full"] = float(np.mean(f_full.argmax(axis=1) == classes))
         report["accuracy_distilled"] = float(np.mean(f_wide.argmax(axis=1) == classes))
@@ -243,7 +275,7 @@ def _compare_on_test(
     return report
 
 
-def _classes(y: np.ndarray) -> np.ndarray | None:
+def classes_of(y: np.ndarray) -> np.ndarray | None:
     """Class numbers of integer or one-hot (or centred one-hot) targets; None for real targets."""
     if y.ndim == 1:
         return y if np.issubdtype(y.dtype, np.integer) else None

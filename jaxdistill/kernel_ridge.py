@@ -46,6 +46,7 @@ class KernelModel:
         solver: "cholesky" or "cg".
         residual: ``|Y - (K + lam I) alpha| / |Y|`` of the worst column.
         steps: Products with K that the solve took; 0 for Cholesky.
+        resolution: What rounding of the kernel may have changed in ``|f|^2``, relative to it.
 
     Example:
         >>> import numpy as np
@@ -66,6 +67,7 @@ class KernelModel:
     solver: str
     residual: float
     steps: int
+    resolution: float
 
     @property
     def squared_norm(self) -> float:
@@ -197,7 +199,18 @@ def fit_kernel_ridge(
         solver=solver,
         residual=residual,
         steps=steps,
+        resolution=_resolution(kernel, x, alpha, fitted, np.float64 if steps == 0 else dtype or x.dtype),
     )
+
+
+def _resolution(
+    kernel: AbstractKernel, x: np.ndarray, alpha: np.ndarray, fitted: np.ndarray, dtype: Any
+) -> float:
+    """``8 eps tr(K) |alpha|^2 / (sqrt(n) |f|^2)``: entries off by a few eps of random sign."""
+    trace = float(np.sum(in_float64(jax.jit(type(kernel).diagonal), kernel, x)))
+    size = 8 * np.finfo(dtype).eps * trace * float(np.sum(alpha**2)) / np.sqrt(len(x))
+    norm = float(np.sum(alpha * fitted))
+    return float(size / norm) if norm > 0 else np.inf
 
 
 def _by_cholesky(
