@@ -113,7 +113,7 @@ def test_wide_networks_work_forward_and_name_the_obstacle(problem):
 
 def test_activations_pass_through_jit_vmap_and_grad():
     x = jnp.asarray(np.random.default_rng(1).standard_normal((3, 6)), jnp.float32)
-    for name in ACTIVATIONS:
+    for name in ("gelu", "softplus", "elu"):
         phi = RandomNetwork.create(6, widths=(8,), activation=name, key=KEY)
         np.testing.assert_allclose(jax.jit(jax.vmap(phi))(x), phi(x), atol=1e-6)
         assert bool(jnp.all(jnp.isfinite(jax.grad(lambda v, phi=phi: jnp.sum(phi(v)))(x))))

@@ -191,7 +191,7 @@ def test_own_networks_are_loaded_from_the_file_alone(name, tmp_path):
     again = jd.DistilledSet.load(path)
     assert again.digest == made.digest
     np.testing.assert_array_equal(in_float64(again.features, made.x), in_float64(phi, made.x))
-    assert jd.certify(model, again).relative_weight_error == jd.certify(model, made).relative_weight_error
+    np.testing.assert_array_equal(again.weights, model.weights)
 
 
 def test_a_stranger_loads_an_own_network_without_this_process(tmp_path):
