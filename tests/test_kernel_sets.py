@@ -194,6 +194,19 @@ def test_real_targets_and_more_targets_than_the_model_has_seen(problem):
     assert found.accuracy_full is None and found.squared_error_distilled is not None
 
 
+@pytest.mark.parametrize("labels", ["fixed", "learned", "solved"])
+def test_kip_takes_the_same_kernels_and_starts_from_the_analytic_set(model, problem, labels):
+    start = make(model, problem)
+    config = jd.kip.KipConfig(start=start, steps=20, labels=labels, learning_rate=0.005)
+    result = jd.kip.train(model, problem["x"], problem["y"], config, key=KEY)
+    assert isinstance(result.small, jd.KernelSet) and result.small.x.shape == start.x.shape
+    assert result.history.loss[-1, 0] < result.history.loss[0, 0]
+    found = jd.certify(model, result.small, problem["x_test"], problem["y_test"])
+    assert found.accuracy_distilled is not None and found.accuracy_distilled > 0.8
+    alone = jd.kip.train(KERNEL, problem["x"], problem["y"], config, key=KEY)
+    np.testing.assert_array_equal(alone.x, result.x)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill.artifact import DistilledSet
+from jaxdistill.artifact import AbstractSet
 from jaxdistill.augment import Augmentation
 from jaxdistill.errors import InputError
 from jaxdistill.names import check_choice
@@ -98,7 +98,7 @@ class KipConfig:
     schedule: str = "cosine"
     reg: float | None = None
     ridge: float = 0.0
-    start: str | DistilledSet = "real"
+    start: str | AbstractSet = "real"
     augment: Augmentation | None = None
     seeds: int = 1
     dtype: str = "float32"
@@ -113,13 +113,13 @@ class KipConfig:
         check_choice("targets", self.targets, TARGETS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("dtype", self.dtype, ("float32", "float64"))
-        if not isinstance(self.start, DistilledSet):
+        if not isinstance(self.start, AbstractSet):
             check_choice("start", self.start, STARTS)
         if not isinstance(self.optimiser, optax.GradientTransformation):
             check_choice("optimiser", self.optimiser, optimisers())
         if self.ipc is not None and self.size is not None:
             raise InputError("give either ipc (images per class) or size (examples in all)")
-        if self.ipc is None and self.size is None and not isinstance(self.start, DistilledSet):
+        if self.ipc is None and self.size is None and not isinstance(self.start, AbstractSet):
             raise InputError("give ipc (images per class) or size (examples in all)")
         for name in ("ipc", "size", "batch", "patience"):
             value = getattr(self, name)
@@ -160,7 +160,7 @@ class KipConfig:
         told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _WITHOUT_INFLUENCE}
         if not isinstance(self.optimiser, str):
             told["optimiser"] = f"custom {_fingerprint(self.optimiser)}"
-        if isinstance(self.start, DistilledSet):
+        if isinstance(self.start, AbstractSet):
             told["start"] = f"set {self.start.digest}"
         told["augment"] = None if self.augment is None else self.augment.describe()
         told["reg"] = self.penalty

@@ -14,6 +14,9 @@ from jaxtyping import Array
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.fit import detect_targets
+from jaxdistill.kernel_ridge import KernelModel
+from jaxdistill.kernels import AbstractKernel, NeuralTangentsKernel
+from jaxdistill.kernels.compose import parts_of
 from jaxdistill.keys import host_generator
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.objective import Quadratic
@@ -25,7 +28,7 @@ from jaxdistill.moments import Moments, accumulate_moments, chunk_rows, padded_c
 from jaxdistill.preprocess import AbstractPreprocess
 from jaxdistill.ridge import RidgeModel, TargetKind
 
-Model = RidgeModel | AbstractFeatureMap | Kernel
+Model = RidgeModel | AbstractFeatureMap | KernelModel | AbstractKernel | Kernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ def prepare(
     else:
         values = y
         if config.targets == "model":
-            values = _ridge_model(model, "targets='model'").predict(x.astype(config.dtype))
+            values = _trained(model, "targets='model'").predict(x.astype(config.dtype))
         named = y.argmax(axis=1) if classes else np.zeros(len(y), int)
         order = batch_order(named, config.batch, key_order)
         embedded = phi is not None and config.augment is None and _fits(phi, len(order.rows), config)
@@ -116,7 +119,11 @@ def prepare(
 
 
 def _hashable(kernel: Any) -> Kernel:
-    """The kernel as something that compiled functions can be kept by."""
+    """The kernel matrix as something that compiled functions can be kept by."""
+    if isinstance(kernel, KernelModel):
+        kernel = kernel.kernel
+    if isinstance(kernel, AbstractKernel):
+        return kernel.matrix
     try:
         hash(kernel)
     except TypeError:
@@ -145,7 +152,9 @@ def _quadratic(
     if config.targets == "data":
         parts = gram, moments.cross / n, np.trace(moments.target_gram) / n
     else:
-        weights = _ridge_model(model, "targets='model'").weights
+        trained = _trained(model, "targets='model'")
+        assert isinstance(trained, RidgeModel)  # a kernel has no moments
+        weights = trained.weights
         cross = gram @ weights
         parts = gram, cross, np.sum(weights * cross)
     return Quadratic(*(jax.numpy.asarray(part) for part in parts))
@@ -157,8 +166,8 @@ def _same_targets(moments: Moments, y: np.ndarray) -> bool:
     return float(moments.count) == len(y) and bool(same)
 
 
-def _ridge_model(model: Model, what: str) -> RidgeModel:
-    if not isinstance(model, RidgeModel):
+def _trained(model: Model, what: str) -> RidgeModel | KernelModel:
+    if not isinstance(model, (RidgeModel, KernelModel)):
         raise InputError(f"{what} needs a trained model; pass one of jaxdistill.fit_ridge")
     return model
 
@@ -250,6 +259,10 @@ def _name(model: Model) -> str:
     """A fingerprint of features and weights; of a kernel, its name."""
     if isinstance(model, RidgeModel):
         return f"ridge {_name(model.features)} {_digest(model.weights)}"
+    if isinstance(model, KernelModel):
+        return f"ridge {_name(model.kernel)} {_digest(model.alpha)}"
+    if isinstance(model, AbstractKernel) and not isinstance(model, NeuralTangentsKernel):
+        return f"{parts_of(model)} {_digest(*model.arrays().values())}"
     if isinstance(model, AbstractFeatureMap):
         return f"{model.kind} {model.settings()} {_digest(*model.arrays().values())}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(model))

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from jaxdistill.artifact import DistilledSet
 from jaxdistill.errors import InputError
+from jaxdistill.kernel_set import KernelSet
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class KipResult:
         lam: Penalties ``lam_s = reg tr(K_ss) / m``, shape (s,).
         steps: Number of steps done.
         history: How it went.
-        sets: One :class:`~jaxdistill.DistilledSet` a seed, where a ridge model was given.
+        sets: One :class:`~jaxdistill.DistilledSet`, or :class:`~jaxdistill.KernelSet`, a seed, where a
+            trained model was given.
     """
 
     x: Float[np.ndarray, "s m d"]
@@ -53,10 +55,10 @@ class KipResult:
     lam: Float[np.ndarray, " s"]
     steps: int
     history: History
-    sets: tuple[DistilledSet, ...] = ()
+    sets: tuple[DistilledSet | KernelSet, ...] = ()
 
     @property
-    def small(self) -> DistilledSet:
+    def small(self) -> Any:
         """The set of the first seed.
 
         Raises:

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.artifact import DistilledSet
+from jaxdistill.artifact import AbstractSet, DistilledSet
 from jaxdistill.distill.reference import balanced_rows
 from jaxdistill.errors import InputError
-from jaxdistill.features import AbstractFeatureMap
+from jaxdistill.kernel_set import KernelSet
+from jaxdistill.kernels import AbstractKernel, FeatureKernel
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.objective import ridge_coefficients, trace_penalty
 from jaxdistill.kip.problem import Params
@@ -39,7 +40,7 @@ def starting_points(
     size = _size(config, y.shape[1], classes)
     inputs, labels = [], []
     for key in keys:
-        if isinstance(config.start, DistilledSet):
+        if isinstance(config.start, AbstractSet):
             one_x, one_y = _from_set(config, config.start, size, x.shape[1], y.shape[1])
         else:
             rows = balanced_rows(y, size, classes, key)
@@ -62,12 +63,12 @@ def _size(config: KipConfig, num_targets: int, classes: bool) -> int:
         if not classes:
             raise InputError("real-valued targets have no classes; give size in place of ipc")
         return config.ipc * num_targets
-    assert isinstance(config.start, DistilledSet)
+    assert isinstance(config.start, AbstractSet)
     return len(config.start.x)
 
 
 def _from_set(
-    config: KipConfig, start: DistilledSet, size: int, dim: int, num_targets: int
+    config: KipConfig, start: AbstractSet, size: int, dim: int, num_targets: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs of a set, and the labels that train to its model with the penalty of this run."""
     if start.x.shape != (size, dim) or start.y.shape != (size, num_targets):
@@ -80,14 +81,18 @@ def _from_set(
         return start.x, start.y
 
     @jax.jit
-    def relabel(phi: AbstractFeatureMap, x: Array, y: Array, lam: Array) -> Array:
-        features = phi(x)
-        k_ss = matmul(features, features.T)
+    def relabel(kernel: AbstractKernel, x: Array, y: Array, lam: Array) -> Array:
+        k_ss = kernel.matrix(x, x)
         relative = lam / trace_penalty(k_ss, 1.0)
         a = ridge_coefficients(k_ss, y, relative)
         return matmul(k_ss, a) + trace_penalty(k_ss, config.penalty) * a
 
-    labels = in_float64(relabel, start.features, start.x, start.y, np.float64(start.lam))
+    if isinstance(start, KernelSet):
+        kernel = start.kernel
+    else:
+        assert isinstance(start, DistilledSet)
+        kernel = FeatureKernel(start.features)
+    labels = in_float64(relabel, kernel, start.x, start.y, np.float64(start.lam))
     if not np.all(np.isfinite(labels)):
         raise InputError(
             "the examples of the set to start from are dependent, so its labels cannot follow another "

@@ -21,6 +21,9 @@ from jaxdistill.artifact import DistilledSet
 from jaxdistill.errors import DivergenceError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.fit import detect_targets
+from jaxdistill.kernel_ridge import KernelModel
+from jaxdistill.kernel_set import KernelSet
+from jaxdistill.kernels import AbstractKernel
 from jaxdistill.kip.checkpoint import Checkpoints
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.prepare import Model, Prepared, prepare
@@ -52,7 +55,8 @@ def train(
 
     Args:
         model: A ridge model, whose features are used and whose weights the set is compared with; or a
-            feature map; or any kernel ``k(X, X')``, shapes (a, d) and (b, d) to (a, b).
+            feature map; or a kernel model, or a kernel of :mod:`jaxdistill.kernels`, or any function
+            ``k(X, X')``, shapes (a, d) and (b, d) to (a, b).
         x: Training inputs, shape (n, d).
         y: Training targets, shape (n, k): the model's, where it is one.
         config: Everything else about the run.
@@ -87,7 +91,8 @@ def train(
 
     Source: Nguyen, Chen and Lee, 2021 (KIP, Label Solve); the moments form is this package's.
     """
-    if not isinstance(model, (RidgeModel, AbstractFeatureMap)) and not callable(model):
+    known = (RidgeModel, AbstractFeatureMap, KernelModel, AbstractKernel)
+    if not isinstance(model, known) and not callable(model):
         raise InputError(f"model is a {type(model).__name__}; pass a ridge model, a feature map or a kernel")
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
@@ -305,30 +310,45 @@ def _result(
         compile_seconds=float(host["compile_seconds"]),
         total_seconds=float(host["total_seconds"]),
     )
-    sets: tuple[DistilledSet, ...] = ()
-    if isinstance(model, RidgeModel):
+    sets: tuple[DistilledSet | KernelSet, ...] = ()
+    if isinstance(model, (RidgeModel, KernelModel)):
+        trained = model.weights if isinstance(model, RidgeModel) else model.alpha
         recipe = {
             "construction": "kip",
             "labels": config.labels,
             "targets": detect_targets(run.prepared.y).value,
-            "rank": int(np.linalg.matrix_rank(model.weights)),
+            "rank": int(np.linalg.matrix_rank(trained)),
             "lam": float(model.lam),
             "lam_s": config.penalty,
             "num_train": len(run.prepared.x),
             "steps": done,
             "config": config.describe(),
         }
-        made = [
-            DistilledSet(
-                x=x,
-                y=y,
-                lam=lam,
-                features=model.features,
-                weights=np.asarray(model.weights, np.float64),
-                recipe={**recipe, "seed": number},
-            ).with_context(preprocess, class_names)
+        make = _kernel_set if isinstance(model, KernelModel) else _feature_set
+        sets = tuple(
+            make(model, x, y, lam, {**recipe, "seed": number}).with_context(preprocess, class_names)
             for number, (x, y, lam) in enumerate(found)
-        ]
-        sets = tuple(made)
+        )
     xs, ys, lams = zip(*found, strict=True)
     return KipResult(np.stack(xs), np.stack(ys), np.array(lams), done, history, sets)
+
+
+def _feature_set(
+    model: Any, x: np.ndarray, y: np.ndarray, lam: float, recipe: dict[str, Any]
+) -> DistilledSet:
+    weights = np.asarray(model.weights, np.float64)
+    return DistilledSet(x=x, y=y, lam=lam, features=model.features, weights=weights, recipe=recipe)
+
+
+def _kernel_set(model: Any, x: np.ndarray, y: np.ndarray, lam: float, recipe: dict[str, Any]) -> KernelSet:
+    values = model.predict(x, dtype=np.float64)
+    return KernelSet(
+        x=x,
+        y=y,
+        lam=lam,
+        kernel=model.kernel,
+        values=values,
+        squared_norm=model.squared_norm,
+        resolution=model.resolution,
+        recipe=recipe,
+    )
