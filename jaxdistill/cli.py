@@ -24,7 +24,8 @@ from jaxdistill.commands import (
 from jaxdistill.errors import InputError, JaxDistillError
 from jaxdistill.report import describe, print_report, seconds_of
 
-REALISTIC = ("closest", "inverse", "fixed")
+REALISTIC = ("closest", "features", "inverse", "fixed")
+STARTS = ("real", "noise", "closed", "preimages")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -131,6 +132,18 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
     small.add_argument("--realistic", choices=REALISTIC, help="start from real examples")
     small.add_argument("--noise", type=float, default=1.0, help="size of the random part")
     small.add_argument("--sharpness", type=float, default=10.0, help="of --realistic closest")
+    small.add_argument("--exact", action="store_true", help="refuse what cannot be exact")
+    small.add_argument(
+        "--box", type=float, nargs=2, metavar=("LOW", "HIGH"), help="least and largest value of a pixel"
+    )
+    solver = parser.add_argument_group(
+        "sets that are solved for: maps without an inverse, --realistic closest"
+    )
+    solver.add_argument("--start", choices=STARTS, help="where to start; default: real examples")
+    solver.add_argument("--starts", type=int, default=1, help="starts that run side by side")
+    solver.add_argument("--pull", type=int, default=0, help="rounds of drawing back towards the start")
+    solver.add_argument("--steps", type=int, help="steps at most")
+    solver.add_argument("--seconds", type=float, help="time after which the best so far is kept")
     small.add_argument("--scale", type=float, help="factor on features and labels")
     small.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of stored inputs")
     _add_output_options(parser)
@@ -149,10 +162,15 @@ def _distill(options: argparse.Namespace) -> int:
 
     from jaxdistill.certify import certify
     from jaxdistill.distill import distill
+    from jaxdistill.distill.box import pixel_box
+    from jaxdistill.distill.options import SolverOptions
     from jaxdistill.pipeline import Stopwatch, split_keys
 
     watch = Stopwatch()
     task, model = load_and_fit(options, lam, watch, progress)
+    solved = options.realistic is not None or model.features.construction_obstacle is not None
+    reference = (task.x, task.y) if solved else None
+    box = None if options.box is None else pixel_box(task.preprocess, *options.box, dtype=options.dtype)
     with watch.stage("distill"):
         small = distill(
             model,
@@ -161,11 +179,21 @@ def _distill(options: argparse.Namespace) -> int:
             labels=options.labels,
             lam_s=lam_s,
             realistic=options.realistic,
-            reference=(task.x, task.y) if options.realistic else None,
+            reference=reference,
             noise=options.noise,
             sharpness=options.sharpness,
             scale=options.scale,
+            exact=options.exact,
+            box=box,
+            solver=SolverOptions(
+                options.start,
+                options.starts,
+                options.pull,
+                steps=options.steps,
+                seconds=options.seconds,
+            ),
             dtype=options.dtype,
+            progress=progress,
             key=split_keys(options.seed)[2],
         ).with_context(task.preprocess, task.class_names)
     with watch.stage("certify"):

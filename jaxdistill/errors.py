@@ -51,3 +51,11 @@ class DivergenceError(JaxDistillError):
     def __init__(self, message: str, result: object = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class ConvergenceError(JaxDistillError):
+    """Exactness was demanded and not reached; ``result`` holds the best that was found."""
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result

@@ -26,6 +26,8 @@ def describe(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str,
         "labels": recipe["labels"],
         "construction": recipe["construction"],
         "lost": recipe.get("lost", 0.0),
+        "count": recipe.get("count"),
+        "solver": recipe.get("solver"),
     }
     return about | {name: value for name, value in certificate.items() if name != "size"}
 
@@ -86,6 +88,15 @@ def text_of(report: dict[str, Any]) -> str:
             else "; try --targets centred or --dtype float64"
         )
     )
+    if r["solver"] is not None and "method" in r["solver"]:
+        found = r["solver"]
+        ended = "solved" if found["reached"] else f"{found['outcome']}, the best so far"
+        solved = [
+            f"solver       m* = {r['count']}, {found['steps']} steps ({found['method'].replace('_', '-')}), "
+            f"residual {found['residual']:.1e}, {ended}"
+        ]
+    else:
+        solved = []
     lines = [
         f"data         {r['dataset']}: {r['n']} training and {r['num_test']} test examples, "
         f"d = {r['d']}, k = {r['k']}",
@@ -93,6 +104,7 @@ def text_of(report: dict[str, Any]) -> str:
         + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
         f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
         f"{r['construction']}, inputs in {r['stored']}{lost}",
+        *solved,
         "",
         *("  ".join([f"{row[0]:<22}", *(f"{cell:>12}" for cell in row[1:])]).rstrip() for row in table),
         "",

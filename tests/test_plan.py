@@ -166,14 +166,15 @@ def test_reference_examples_that_do_not_fit_are_refused(model, problem, change, 
         jd.distill(model, ipc=1, realistic="closest", reference=change(problem["x"], problem["y"]), key=KEY)
 
 
-def test_weights_of_zero_and_maps_without_an_inverse_are_refused(problem):
+def test_weights_of_zero_and_inverses_that_do_not_exist_are_refused(problem):
     nothing = jd.fit_ridge(jd.features.Linear(12), problem["x"], 0 * problem["y"], lam=1.0)
     with pytest.raises(RankError, match="zero"):
         jd.distill(nothing, size=1, key=KEY)
     wide = jd.features.RandomFourier.create(12, 13, lengthscale=4.0, key=KEY)
     model = jd.fit_ridge(wide, problem["x"], problem["y"], lam=1.0)
-    with pytest.raises(InverseError, match="at most 12"):
-        jd.distill(model, ipc=1, key=KEY)
+    for realistic in ("inverse", "features"):
+        with pytest.raises(InverseError, match="at most 12"):
+            jd.distill(model, ipc=1, realistic=realistic, reference=(problem["x"], problem["y"]), key=KEY)
     fixed = jd.distill(model, ipc=5, realistic="fixed", reference=(problem["x"], problem["y"]), key=KEY)
     assert jd.certify(model, fixed).exact  # new labels need no inverse
 

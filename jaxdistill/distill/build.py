@@ -18,6 +18,8 @@ from jaxdistill.distill.compiled import (
     stored_labels,
 )
 from jaxdistill.distill.deep_linear import within_range
+from jaxdistill.distill.iterative import find_inputs
+from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.plan import (
     Construction,
     LabelKind,
@@ -31,7 +33,7 @@ from jaxdistill.distill.plan import (
 )
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.distill.scaling import Scaled, choose_scale
-from jaxdistill.errors import InputError, InverseError
+from jaxdistill.errors import InputError
 from jaxdistill.linalg import in_float64
 from jaxdistill.memory import require_memory
 from jaxdistill.ridge import RidgeModel
@@ -51,14 +53,21 @@ def distill(
     noise: float = 1.0,
     sharpness: float = 10.0,
     scale: float | None = None,
+    exact: bool = False,
+    box: tuple[Any, Any] | None = None,
+    solver: SolverOptions | None = None,
     dtype: Any = np.float64,
+    progress: bool = False,
     key: Array,
 ) -> DistilledSet:
     """Construct m examples from which ridge regression returns the weights of the model.
 
-    Exact wherever m reaches the rank of the weights; below it, the best set of its size in mean squared
-    prediction, with the share that is lost in ``recipe["lost"]``. What was done is in ``recipe``;
-    whether it is exact, only :func:`~jaxdistill.certify` says.
+    In closed form where the feature map has an inverse: exact wherever m reaches the rank of the weights.
+    For any other map by the spanning equations, ``phi(Xs)^T M = Q``, solved from real examples or noise:
+    exact from about m* = p k / (d + k) examples (:func:`~jaxdistill.distill.spanning.spanning_count`).
+    Below, the best set of its size in mean squared prediction, with the share that is lost in
+    ``recipe["lost"]``. What was done is in ``recipe``; whether it is exact, only
+    :func:`~jaxdistill.certify` says.
 
     Args:
         model: A trained model.
@@ -74,16 +83,25 @@ def distill(
             labels, 0 otherwise.
         larger_root: Which root of ``s / (s^2 + lam_s) = s'`` to take, one for all or one per singular
             value in decreasing order; the smaller exists for lam_s > 0 only.
-        realistic: None for noise; "closest", the nearest spanning set of real examples; "inverse",
-            the nearest inverse (CHW Corollary 4.1.1); "fixed", real examples with new labels.
+        realistic: None for noise; "closest", exact near real examples, in closed form for linear maps and
+            by the spanning equations for others; "features", the nearest spanning set in features,
+            inverted; "inverse", the nearest inverse (CHW Corollary 4.1.1); "fixed", real examples
+            with new labels.
         reference: Real examples ``(x, y)``, shapes (n, d) and (n, k), of which m are drawn. Needed
-            for ``realistic``; without it, where the inverse of the map chooses the nearest solution.
+            for ``realistic``; without it, where the inverse of the map chooses the nearest solution, and
+            where the solver starts.
         noise: Size of the random part of sets with m > k, relative to the fixed part.
-        sharpness: c of the nearest spanning set: larger is nearer to the real examples and worse
-            conditioned.
+        sharpness: c of the nearest spanning set and of the first coefficients of the spanning equations:
+            larger is nearer to the real examples, worse conditioned and slower.
         scale: Factor on features and labels (their penalty is lam_s all the same). Default: 1, or
             what brings the features into the range of a bounded map.
+        exact: Whether to refuse what cannot be exact: too few examples, equations that are not solved.
+        box: Ends (low, high) between which inputs must stay, numbers or rows (d,), for constructions that
+            solve for inputs; :func:`~jaxdistill.distill.box.pixel_box` makes them from pixels. A box that no
+            exact set fits gives the best set found: ``recipe["solver"]`` says how far it is from exact.
+        solver: Settings of the constructions that find inputs step by step.
         dtype: Type in which the inputs are stored. Soft labels are computed from the stored inputs.
+        progress: Whether to show a bar.
         key: Random key.
 
     Returns:
@@ -92,9 +110,11 @@ def distill(
     Raises:
         InputError: the request is malformed or contradicts itself.
         PenaltyError: lam_s is above the largest admissible, which the message names.
-        RankError: the labels cannot span the outputs, or the weights lie outside the range of deep linear
-            features.
-        InverseError: the feature map has no closed-form inverse, or the scale leaves its range.
+        RankError: the labels cannot span the outputs, the weights lie outside the range of deep linear
+            features, or exactness is demanded of fewer than m* examples, which the message names.
+        InverseError: the feature map has no derivative, or no closed-form inverse where one is asked for, or
+            the scale leaves its range.
+        ConvergenceError: exactness is demanded and the equations were not solved.
         MemoryBudgetError: the construction would not fit.
 
     Example:
@@ -114,14 +134,27 @@ def distill(
     stored = np.dtype(dtype)
     if stored not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise InputError(f"dtype is {stored}; inputs are stored in float32 or float64")
+    options = SolverOptions() if solver is None else solver
     plan = plan_distillation(
-        model, ipc=ipc, size=size, labels=labels, lam_s=lam_s, realistic=realistic, dtype=stored
+        model,
+        ipc=ipc,
+        size=size,
+        labels=labels,
+        lam_s=lam_s,
+        realistic=realistic,
+        exact=exact,
+        starts=options.starts,
+        dtype=stored,
     )
     if not (np.isfinite(noise) and noise > 0 and np.isfinite(sharpness) and sharpness > 0):
         raise InputError(f"noise={noise} and sharpness={sharpness} must be positive and finite")
+    if box is not None and not plan.iterative:
+        raise InputError(
+            "a box needs a construction that solves for inputs, and this request gets: "
+            f"{plan.construction.value}; use realistic='closest' with a map that is not linear, or leave "
+            "box out"
+        )
     phi = model.features
-    if plan.construction is not Construction.FIXED and phi.construction_obstacle is not None:
-        raise InverseError(phi.construction_obstacle)
     m, p = plan.size, phi.num_features
     require_memory(
         8 * (6 * m * p + 4 * min(m, p) ** 2 + 3 * p * phi.num_inputs),
@@ -131,13 +164,30 @@ def distill(
     key_pick, key_labels, key_noise = jax.random.split(key, 3)
     if realistic is not None and reference is None:
         raise InputError(f"realistic={realistic!r} needs real examples; pass reference=(x, y)")
-    real = None if reference is None else pick_reference(model, reference, m, key_pick)[0]
+    solved = None
+    if plan.iterative:
+        solved = find_inputs(
+            model,
+            plan,
+            reference,
+            options,
+            box=box,
+            sharpness=sharpness,
+            exact=exact,
+            stored=stored,
+            progress=progress,
+            key_pick=key_pick,
+            key_noise=key_noise,
+        )
+    real = None if solved or reference is None else pick_reference(model, reference, m, key_pick)[0]
 
     target, lost = model.weights, 0.0
     rows: np.ndarray | None = None
-    if m < plan.rank and plan.construction is not Construction.FIXED:
+    if m < plan.rank and plan.construction is not Construction.FIXED and solved is None:
         target, rows, lost = in_float64(reduced, model.weights, model.moments.gram, m)
-    if plan.construction is Construction.FIXED:
+    if solved is not None:
+        inputs, scaled, fixed_labels, lost = solved.x, None, None, solved.lost
+    elif plan.construction is Construction.FIXED:
         assert real is not None
         inputs, scaled, fixed_labels = real.astype(np.float64), None, None
     else:
@@ -163,12 +213,14 @@ def distill(
             "labels": plan.labels.value,
             "targets": model.target_kind.value,
             "rank": plan.rank,
+            "count": plan.count,
             "lost": float(lost),
             "lam": float(model.lam),
             "lam_s": plan.lam_s,
             "largest_lam_s": None if plan.soft or scaled is None else scaled.largest_lam_s,
             "scale": None if scaled is None else scaled.scale,
             "num_train": int(model.moments.count),
+            "solver": None if solved is None else solved.report,
         },
     )
 

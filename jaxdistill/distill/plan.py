@@ -9,13 +9,18 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.errors import InputError, PenaltyError, RankError
+from jaxdistill.distill.spanning import spanning_count
+from jaxdistill.distill.spanning_solver import choose_method
+from jaxdistill.distill.spanning_step import SpanningMethod
+from jaxdistill.errors import InputError, InverseError, PenaltyError, RankError
+from jaxdistill.features import DeepLinear, Linear
 from jaxdistill.fit import check_penalty
 from jaxdistill.keys import host_generator
 from jaxdistill.linalg import check_finite
 from jaxdistill.ridge import RidgeModel, TargetKind
 
-Realistic = Literal["closest", "inverse", "fixed"]
+REALISTIC = ("closest", "features", "inverse", "fixed")
+Realistic = Literal["closest", "features", "inverse", "fixed"]
 PenaltyRequest = float | Literal["max", "auto"] | None
 
 
@@ -27,6 +32,8 @@ class Construction(enum.Enum):
     SPANNING = "nearest spanning set of real examples"
     INVERSE = "nearest inverse of real examples (CHW Corollary 4.1.1)"
     FIXED = "real examples, new labels (CHW Theorem 4.2)"
+    EQUATIONS = "spanning equations, solved from a start by Levenberg-Marquardt"
+    PROJECTION = "best set in prediction below the count of the spanning equations"
 
 
 class LabelKind(enum.Enum):
@@ -48,19 +55,29 @@ class Plan:
         labels: What the labels are.
         size: m.
         rank: Numerical rank of the weights: the number of examples that exactness needs.
+        count: m*, the number of examples that the construction needs for exactness: the rank in closed form,
+            what counting gives for the spanning equations.
         lam_s: The penalty asked for: a number, "max" or "auto".
+        method: How the spanning equations will be solved; None for other constructions.
     """
 
     construction: Construction
     labels: LabelKind
     size: int
     rank: int
+    count: int
     lam_s: float | Literal["max", "auto"]
+    method: SpanningMethod | None = None
 
     @property
     def soft(self) -> bool:
         """Whether labels are computed from the inputs as stored."""
         return self.labels in (LabelKind.SOFT, LabelKind.WEIGHTED)
+
+    @property
+    def iterative(self) -> bool:
+        """Whether inputs are found step by step, and not in closed form."""
+        return self.construction in (Construction.EQUATIONS, Construction.PROJECTION)
 
 
 def plan_distillation(
@@ -71,16 +88,22 @@ def plan_distillation(
     labels: Any = None,
     lam_s: PenaltyRequest = None,
     realistic: Realistic | None = None,
+    exact: bool = False,
+    starts: int = 1,
     dtype: Any = np.float64,
 ) -> Plan:
     """Decide on the construction for a request; arguments as for :func:`jaxdistill.distill`.
+
+    Every map without a closed-form inverse gets the spanning equations, and every map that is not linear
+    where pixels are to stay closest to real ones; below their count, the projection.
 
     Returns:
         The plan; nothing has been computed but the rank of the weights.
 
     Raises:
         InputError: the request is malformed or contradicts itself.
-        RankError: the labels asked for cannot span the outputs.
+        RankError: the labels asked for cannot span the outputs, or exactness is demanded of too few examples.
+        InverseError: the construction needs an inverse that the map does not have.
         PenaltyError: the penalty makes no sense for these labels.
 
     Example:
@@ -98,15 +121,18 @@ def plan_distillation(
     if rank == 0:
         raise RankError("the model's weights are zero: there is nothing to distil; check the targets")
     m = _size(model, ipc, size)
-    if realistic not in (None, "closest", "inverse", "fixed"):
-        raise InputError(f"unknown realistic {realistic!r}; choose 'closest', 'inverse' or 'fixed'")
-    construction = {
-        None: Construction.EXACT if m >= rank else Construction.REDUCED,
-        "closest": Construction.SPANNING,
-        "inverse": Construction.INVERSE,
-        "fixed": Construction.FIXED,
-    }[realistic]
-    kind = _label_kind(model, m, rank, num_targets, labels, realistic, np.dtype(dtype))
+    if realistic not in (None, *REALISTIC):
+        raise InputError(
+            f"unknown realistic {realistic!r}; choose 'closest', 'features', 'inverse' or 'fixed'"
+        )
+    construction, count = _construction(model, m, rank, realistic)
+    if exact and m < count:
+        raise RankError(
+            f"{m} examples are too few for exactness: m* = {count} are needed for weights of rank {rank} and "
+            f"{model.features.num_features} features of {model.features.num_inputs} inputs; use "
+            f"size >= {count}, or do not demand exactness for the best set of this size"
+        )
+    kind = _label_kind(model, m, rank, num_targets, labels, realistic, construction, np.dtype(dtype))
     soft = kind in (LabelKind.SOFT, LabelKind.WEIGHTED)
     if lam_s is None:
         lam_s = "auto" if soft else 0.0
@@ -124,7 +150,11 @@ def plan_distillation(
         lam_s = check_penalty("lam_s", lam_s)
     elif lam_s not in ("auto", "max"):
         raise PenaltyError(f"lam_s is {lam_s!r}; it must be a number >= 0, 'max' or 'auto'")
-    return Plan(construction, kind, m, rank, lam_s)
+    method = None
+    if construction is Construction.EQUATIONS:
+        phi = model.features
+        method = choose_method(phi.num_features, phi.num_inputs, m, rank, starts)
+    return Plan(construction, kind, m, rank, count, lam_s, method)
 
 
 def class_rows(model: RidgeModel, size: int, *, centred: bool = False) -> np.ndarray:
@@ -192,6 +222,26 @@ def _size(model: RidgeModel, ipc: int | None, size: int | None) -> int:
     return int(value) * model.weights.shape[1]
 
 
+def _construction(
+    model: RidgeModel, size: int, rank: int, realistic: Realistic | None
+) -> tuple[Construction, int]:
+    """Construction, and the number of examples that it needs to be exact."""
+    phi = model.features
+    closed = phi.construction_obstacle is None
+    if realistic == "fixed":
+        return Construction.FIXED, phi.num_features
+    if realistic in ("inverse", "features"):
+        if phi.construction_obstacle is not None:
+            raise InverseError(phi.construction_obstacle)
+        return (Construction.INVERSE if realistic == "inverse" else Construction.SPANNING), rank
+    if closed and realistic is None:
+        return (Construction.EXACT if size >= rank else Construction.REDUCED), rank
+    if closed and isinstance(phi, (Linear, DeepLinear)):  # nearest features are nearest pixels
+        return Construction.SPANNING, rank
+    count = spanning_count(phi.num_features, phi.num_inputs, model.weights.shape[1], rank)
+    return (Construction.EQUATIONS if size >= count else Construction.PROJECTION), count
+
+
 def _label_kind(
     model: RidgeModel,
     size: int,
@@ -199,6 +249,7 @@ def _label_kind(
     num_targets: int,
     labels: Any,
     realistic: Realistic | None,
+    construction: Construction,
     dtype: np.dtype,
 ) -> LabelKind:
     """Labels asked for, or the natural ones: classes where they suffice, soft for real examples."""
@@ -206,7 +257,9 @@ def _label_kind(
     # Centred rows sum to zero: all but one of them span what they all span.
     fewest = num_targets - (model.target_kind is TargetKind.CENTRED)
     if labels is None:
-        if realistic is not None:
+        if construction is Construction.PROJECTION:
+            return LabelKind.WEIGHTED
+        if realistic is not None or construction is Construction.EQUATIONS:
             return LabelKind.SOFT
         if not classes or size < fewest:
             return LabelKind.ROWS
@@ -231,11 +284,15 @@ def _label_kind(
             "leave labels out for the best set of this size, or train on centred targets "
             f"(rank {num_targets - 1})"
         )
-    if kind is LabelKind.WEIGHTED and realistic != "fixed":
+    if kind is LabelKind.WEIGHTED and construction not in (Construction.FIXED, Construction.PROJECTION):
         raise InputError("weighted labels are for fixed examples; pass realistic='fixed'")
-    if kind in (LabelKind.HARD, LabelKind.GIVEN) and realistic in ("closest", "fixed"):
-        raise InputError(
-            f"realistic={realistic!r} computes its own labels; leave labels out, or use "
-            "realistic='inverse' for labels of your own"
+    own = (Construction.SPANNING, Construction.FIXED, Construction.EQUATIONS, Construction.PROJECTION)
+    if kind in (LabelKind.HARD, LabelKind.GIVEN) and construction in own:
+        cure = (
+            "leave labels out, or use realistic='inverse' for labels of your own"
+            if model.features.construction_obstacle is None
+            else "leave labels out"
         )
+        asked = "a map without inverse" if realistic is None else f"realistic={realistic!r}"
+        raise InputError(f"{asked} computes its own labels; {cure}")
     return kind

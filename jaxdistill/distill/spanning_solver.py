@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from jaxdistill.distill.box import checked_box
 from jaxdistill.distill.spanning import (
     SpanningProblem,
     SpanningState,
@@ -229,25 +230,6 @@ class _Run:
                 break
             states, distance = tried, nearer
         return states
-
-
-def checked_box(box: tuple[Any, Any] | None, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of a box as arrays (d,); infinite where there is none.
-
-    Raises:
-        InputError: ends that do not fit, are NaN, or leave nothing between them.
-    """
-    if box is None:
-        return np.full(dim, -np.inf), np.full(dim, np.inf)
-    if not (isinstance(box, tuple) and len(box) == 2):
-        raise InputError("box must be a pair (low, high) of numbers or of rows like an input")
-    try:
-        low, high = (np.broadcast_to(np.asarray(end, np.float64), (dim,)) for end in box)
-    except (TypeError, ValueError):
-        raise InputError(f"the ends of box must be numbers or rows of length {dim}") from None
-    if not np.all(low < high):
-        raise InputError("box leaves nothing between low and high for some input; low must be below high")
-    return low, high
 
 
 def _checked(weights: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:

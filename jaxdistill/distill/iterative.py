@@ -1,0 +1,152 @@
+"""Inputs that are found step by step: starts, the spanning equations, the projection below their count."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxdistill.distill.compiled import features_of_factors, noisy_factors
+from jaxdistill.distill.options import SolverOptions
+from jaxdistill.distill.plan import Construction, Plan, spanning_rows
+from jaxdistill.distill.projection import project
+from jaxdistill.distill.reference import pick_reference
+from jaxdistill.distill.spanning_solver import ROUNDING, solve_spanning
+from jaxdistill.errors import ConvergenceError, InputError, InverseError
+from jaxdistill.features.derivative import check_derivative
+from jaxdistill.invert import invert
+from jaxdistill.keys import host_generator
+from jaxdistill.linalg import in_float64
+from jaxdistill.ridge import RidgeModel
+
+# Inputs whose derivatives are checked before any work.
+_CHECKED = 4
+# Share of the rounding of the stored inputs at which the equations are solved well enough.
+_BELOW_ROUNDING = 1e-2
+
+
+class Found(NamedTuple):
+    """Inputs, the share of the predictions that they lose, and the report in types that JSON keeps.
+
+    Args:
+        x: Inputs, shape (m, d), float64.
+        lost: Share of the squared predictions that is lost; 0 where the equations are solved for.
+        report: What the solver did.
+    """
+
+    x: np.ndarray
+    lost: float
+    report: dict[str, Any]
+
+
+def find_inputs(
+    model: RidgeModel,
+    plan: Plan,
+    reference: Any,
+    options: SolverOptions,
+    *,
+    box: tuple[Any, Any] | None,
+    sharpness: float,
+    exact: bool,
+    stored: np.dtype,
+    progress: bool,
+    key_pick: Array,
+    key_noise: Array,
+) -> Found:
+    """Solve the spanning equations, or descend below their count, from the starts asked for.
+
+    Raises:
+        InputError: a start that does not fit.
+        InverseError: a map without a derivative, or a closed-form start without a closed form.
+        ConvergenceError: exactness was demanded and not reached.
+    """
+    starts = choose_starts(model, plan, reference, options, key_pick, key_noise)
+    check_derivative(model.features, starts[0, :_CHECKED])
+    phi, seconds = model.features, options.seconds
+    if plan.construction is Construction.PROJECTION:
+        gram = model.moments.gram
+        steps = {} if options.steps is None else {"steps": options.steps}
+        tries = [
+            project(phi, model.weights, gram, x, box=box, seconds=seconds, progress=progress, **steps)
+            for x in starts
+        ]
+        best = min(tries, key=lambda found: found.report.loss)
+        return Found(best.x, best.report.loss, best.report.to_dict())
+    steps = {} if options.steps is None else {"steps": options.steps}
+    solution = solve_spanning(
+        phi,
+        model.weights,
+        starts,
+        rank=plan.rank,
+        box=box,
+        pull=options.pull,
+        sharpness=sharpness,
+        mobility=options.mobility,
+        seconds=seconds,
+        tolerance=max(_BELOW_ROUNDING * float(np.finfo(stored).eps), ROUNDING * phi.num_features**0.5),
+        method=plan.method,
+        progress=progress,
+        **steps,
+    )
+    report = solution.report
+    if exact and not report.reached:
+        raise ConvergenceError(
+            f"no exact set was found: {report.steps} steps leave a residual of {report.residual:.2g} with "
+            f"m = {report.size} (m* = {report.count}); {report.outcome.value}",
+            solution,
+        )
+    return Found(solution.x, 0.0, report.to_dict())
+
+
+def choose_starts(
+    model: RidgeModel, plan: Plan, reference: Any, options: SolverOptions, key_pick: Array, key_noise: Array
+) -> np.ndarray:
+    """Inputs to start from, shape (s, m, d); the first real start is the one that closed forms use."""
+    m, d, s = plan.size, model.features.num_inputs, options.starts
+    start = options.start
+    if start is not None and not isinstance(start, str):
+        given = np.asarray(start, np.float64)
+        if given.shape[-2:] != (m, d) or given.ndim not in (2, 3):
+            raise InputError(f"start has shape {given.shape}, expected ({m}, {d}) or (s, {m}, {d})")
+        return given.reshape(-1, m, d)
+    if start is None:
+        start = "noise" if reference is None else "real"
+    if start == "real" and reference is None:
+        raise InputError("start='real' needs real examples; pass reference=(x, y)")
+    if start == "closed":
+        return np.stack([_closed_form(model, plan, jax.random.fold_in(key_noise, i)) for i in range(s)])
+    if reference is None:
+        first = host_generator(key_noise).standard_normal((s, m, d))
+    else:
+        keys = [key_pick, *(jax.random.fold_in(key_pick, i) for i in range(1, s))]
+        first = np.stack([pick_reference(model, reference, m, one)[0] for one in keys]).astype(np.float64)
+        if start == "noise":  # of the mean and the size that real examples have
+            noise = host_generator(key_noise).standard_normal((s, m, d))
+            first = first.mean(axis=1, keepdims=True) + first.std(axis=(1, 2), keepdims=True) * noise
+    if start == "preimages":
+        for i in range(s):
+            wanted = _closed_features(model, plan, jax.random.fold_in(key_noise, i))
+            first[i] = invert(model.features, wanted, first[i]).x
+    return first
+
+
+def _closed_features(model: RidgeModel, plan: Plan, key: Array) -> np.ndarray:
+    """Features of a closed-form set with a random free part, of the mean size of the training data's."""
+    rows = spanning_rows(model, plan.size, plan.rank, key)
+    factors = in_float64(noisy_factors, model.weights, rows, 1.0, plan.rank, key)
+    features = in_float64(features_of_factors, factors, 0.0, np.asarray(True))
+    size = np.sqrt(np.trace(model.moments.gram) / model.moments.count)
+    return features * (size * np.sqrt(plan.size) / np.linalg.norm(features))
+
+
+def _closed_form(model: RidgeModel, plan: Plan, key: Array) -> np.ndarray:
+    phi = model.features
+    if phi.construction_obstacle is not None:
+        raise InverseError(phi.construction_obstacle)
+    features = _closed_features(model, plan, key)
+    bound = phi.feature_bound
+    if bound is not None:
+        features *= 0.9 * bound / np.max(np.abs(features))
+    return phi.inverse(features)
