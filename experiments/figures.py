@@ -2,7 +2,7 @@
 
 Four pictures, each with the test accuracy of the retrained model beside that of the full model:
 
-- ``overview``: real images and three distilled sets.
+- ``overview``: real images and four distilled sets, two of them for the probe of a trained network.
 - ``linear``: one image per class for the linear model.
 - ``realistic``: real images, sets made from them in two ways, and sets made from noise.
 - ``network_noise``: images without any meaning that train a network model to its full accuracy.
@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxdistill.certify import certify
 from jaxdistill.distill import distill
+from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.fit import fit_ridge
 from jaxdistill.pipeline import FeatureOptions, Task, make_features, parse_validation, prepare, split_keys
@@ -28,7 +29,7 @@ def main() -> None:
     """Draw every figure."""
     options = common.parse("Figures of distilled images.")
     task = prepare(options.dataset)
-    linear, network = (_model(task, kind) for kind in ("linear", "network"))
+    linear, network, encoder = (_model(task, kind) for kind in ("linear", "network", "encoder"))
     k = task.y.shape[1]
     many = 5 if options.quick else 50
     note = common.command_line()
@@ -36,9 +37,11 @@ def main() -> None:
     real = Row("real", task.preprocess.inverse(task.x[first]))
     one = _row(task, linear, "linear model,\n1 per class", ipc=1)
     noise = _row(task, network, "network model,\n1 per class", ipc=1)
-    near = _row(task, network, f"network model,\nnear real, {many} p. c.", ipc=many, realistic="closest")
+    probes = [
+        _row(task, encoder, f"trained encoder,\n{ipc} per class", ipc=ipc, start="real") for ipc in (2, 10)
+    ]
     pictures = {
-        "overview": [real, one, noise, near],
+        "overview": [real, one, noise, *probes],
         "linear": [real, one],
         "realistic": [
             _start(task, linear, many),
@@ -58,16 +61,20 @@ def main() -> None:
 
 def _model(task: Task, kind: str) -> RidgeModel:
     key_features, key_split, _ = split_keys(0)
-    phi = make_features(FeatureOptions(kind), task.x, key_features)
+    options = FeatureOptions(kind, activation="tanh" if kind == "encoder" else "leaky_relu")
+    phi = make_features(options, task.x, key_features, shape=task.preprocess.shape, y=task.y)
     return fit_ridge(
         phi, task.x, task.y, validation=parse_validation("auto", len(task.x)), key=key_split, progress=True
     )
 
 
-def _row(task: Task, model: RidgeModel, title: str, **request: Any) -> Row:
+def _row(task: Task, model: RidgeModel, title: str, start: str | None = None, **request: Any) -> Row:
     """The first image of each class of a set, with what the whole set trains to."""
-    reference = (task.x, task.y) if "realistic" in request else None
-    small = distill(model, reference=reference, dtype=np.float32, key=split_keys(0)[2], **request)
+    reference = (task.x, task.y) if start or "realistic" in request else None
+    solver = SolverOptions(start=start)
+    small = distill(
+        model, reference=reference, solver=solver, dtype=np.float32, key=split_keys(0)[2], **request
+    )
     small = small.with_context(task.preprocess, task.class_names)
     found = certify(model, small, task.x_test, task.y_test)
     score = f"{common.percent(found.accuracy_distilled)} of {common.percent(found.accuracy_full)} %"
