@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 from jaxdistill.artifact import write_atomically
 
+# Curves whose legend still finds room inside the axes.
+MOST_INSIDE = 4
+
 
 class Curve(NamedTuple):
     """One line of a panel.
@@ -61,7 +64,8 @@ def draw_panels(panels: Sequence[Panel], path: Path, note: str = "") -> Path:
                 _logarithmic(axis)
         axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        crowded = len(panel.curves) > MOST_INSIDE
+        axes.legend(fontsize=7, **({"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if crowded else {}))
     if note:
         figure.supxlabel(note, fontsize=7, color="0.35", x=0.01, ha="left")
     buffer = io.BytesIO()

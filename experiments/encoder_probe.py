@@ -232,10 +232,11 @@ def _figure(options: Any, rows: list[dict[str, Any]]) -> Path:
     for activation in dict.fromkeys(row["activation"] for row in rows):
         own = [row for row in rows if row["activation"] == activation]
         curves = []
-        for method in METHODS:
+        for method in reversed(METHODS):  # the exact sets on top
             found = sorted((row for row in own if row["method"] == method), key=lambda row: row["ipc"])
             accuracies = [100 * row["accuracy_distilled"] for row in found]
-            curves.append(Curve(method, [row["ipc"] for row in found], accuracies))
+            style = "k*-" if method == "spanning" else "o--"
+            curves.append(Curve(method, [row["ipc"] for row in found], accuracies, style))
         ends = [min(row["ipc"] for row in own), max(row["ipc"] for row in own)]
         curves.append(Curve("full probe", ends, [100 * own[0]["accuracy_full"]] * 2, "k:"))
         panels.append(Panel(f"{activation} encoder", "images per class", "test accuracy, %", curves))
@@ -255,6 +256,8 @@ def _pictures(options: Any, task_of: Callable[[], Task]) -> list[Path]:
         if path.exists():
             small = DistilledSet.load(path)
             rows.append(Row(f"{activation},\n{ipc} per class", small.images[:k]))
+    if len(rows) == 1:  # all rows are of an earlier run, whose sets are not here
+        return []
     names = None if task.class_names is None else task.class_names[:k]
     path = options.figures / f"{options.dataset}_encoder_probe_images.png"
     return [draw_rows(rows, names, path, common.command_line())]
