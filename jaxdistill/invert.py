@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from jaxdistill.errors import InputError
+from jaxdistill.features.base import check_num_features
 from jaxdistill.linalg import check_finite, in_float64, matmul
 from jaxdistill.memory import require_memory
 
@@ -111,6 +112,7 @@ def invert(
     check_finite("features", target)
     check_finite("start", x)
     (m, p), d = target.shape, x.shape[1]
+    check_num_features(phi, d, p, "the targets")
     require_memory(
         16 * m * p * (d + 2 * min(p, d)),
         f"Jacobians of {m} examples with {p} features",
@@ -201,7 +203,7 @@ def _advance(
             x=jnp.where(better[:, None], tried, state.x),
             residual=jnp.where(better, residual, state.residual),
             damping=jnp.clip(damping, LEAST_DAMPING, MOST_DAMPING),
-            steps=state.steps + under_way,
+            steps=state.steps + under_way.astype(state.steps.dtype),
         ), None
 
     return jax.lax.scan(step, state, None, length=block)[0]

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from jaxdistill.distill.box import checked_box
 from jaxdistill.errors import DivergenceError, InputError
+from jaxdistill.features.base import check_num_features
 from jaxdistill.linalg import check_finite, in_float64, matmul, rank_tolerance, reciprocal
 from jaxdistill.memory import require_memory
 
@@ -171,7 +172,9 @@ def project(
             raise InputError(f"{name} is {value}; it must be positive and finite")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise InputError(f"steps is {steps!r}; it must be a whole number >= 0")
-    check_finite("start", x)
+    for name, array in (("weights", weights), ("gram", gram), ("start", x)):
+        check_finite(name, array)
+    check_num_features(phi, x.shape[1], len(weights), "the weights")
     low, high = checked_box(box, x.shape[1])
     m, p = len(x), len(weights)
     require_memory(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import jax
@@ -146,3 +147,15 @@ def check_inputs(x: Array, num_inputs: int) -> None:
         raise InputError(f"inputs have type {x.dtype}; convert them to float32 or float64")
     if x.ndim == 0 or x.shape[-1] != num_inputs:
         raise InputError(f"inputs have shape {x.shape}, expected (..., {num_inputs}); flatten images first")
+
+
+def check_num_features(phi: Callable[[Array], Array], num_inputs: int, expected: int, whose: str) -> None:
+    """Raise if a map does not have as many features as what is given along with it.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    with jax.enable_x64(True):
+        found = jax.eval_shape(phi, jax.ShapeDtypeStruct((1, num_inputs), jnp.float64)).shape[-1]
+    if found != expected:
+        raise InputError(f"the map has {found} features, {whose} {expected}; give what belongs to this map")
