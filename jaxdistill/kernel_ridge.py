@@ -16,7 +16,7 @@ from jaxdistill.kernel_selection import choose_penalty
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.pivoted import pivoted_cholesky
 from jaxdistill.kernels.solve import Preconditioner, conjugate_gradients, not_positive
-from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_matrix
+from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
 from jaxdistill.linalg import check_finite, in_float64
 from jaxdistill.memory import available_bytes, require_memory
 from jaxdistill.names import check_choice
@@ -207,7 +207,7 @@ def _resolution(
     kernel: AbstractKernel, x: np.ndarray, alpha: np.ndarray, fitted: np.ndarray, dtype: Any
 ) -> float:
     """``8 eps tr(K) |alpha|^2 / (sqrt(n) |f|^2)``: entries off by a few eps of random sign."""
-    trace = float(np.sum(in_float64(jax.jit(type(kernel).diagonal), kernel, x)))
+    trace = float(np.sum(kernel_diagonal(kernel, x)))
     size = 8 * np.finfo(dtype).eps * trace * float(np.sum(alpha**2)) / np.sqrt(len(x))
     norm = float(np.sum(alpha * fitted))
     return float(size / norm) if norm > 0 else np.inf

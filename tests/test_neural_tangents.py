@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxdistill import kernels
-from jaxdistill.errors import ArtifactError, InputError
+from jaxdistill.errors import ArtifactError, InputError, MemoryBudgetError
 from jaxdistill.linalg import in_float64
 
 D = 7
@@ -182,3 +182,53 @@ def test_bad_input_is_refused_with_the_cure():
         kernel.matrix(jnp.ones((2, 9)), jnp.ones((2, 9)))
     with pytest.raises(ArtifactError, match="no file can hold"):
         kernel.settings()
+
+
+def small_convolution(pool=True):
+    with jax.numpy_dtype_promotion("standard"):
+        stax = kernels.import_neural_tangents().stax
+        last = [stax.GlobalAvgPool()] if pool else [stax.Flatten()]
+        kernel_fn = stax.serial(stax.Conv(1, (3, 3), padding="SAME"), stax.Relu(), *last, stax.Dense(1))[2]
+    return kernels.from_neural_tangents(kernel_fn, shape=(6, 6, 1))
+
+
+def test_the_workspace_grows_with_pairs_of_pixels_where_they_are_pooled_and_adds_up():
+    pooled, flat = small_convolution(), small_convolution(pool=False)
+    array = 8 * 36**2
+    assert array <= pooled.workspace(36, np.float64) // 8 <= 2 * array
+    assert 8 * 36 <= flat.workspace(36, np.float64) // 8 <= 4 * 8 * 36
+    with jax.enable_x64(False):  # the library computes in float64 wherever it may
+        assert pooled.workspace(36, np.float32) == pooled.workspace(36, np.float64)
+    both = (2.0 * pooled.normalised() + kernels.RBF(1.0)) * flat
+    assert both.workspace(36, np.float64) == sum(k.workspace(36, np.float64) for k in (pooled, flat))
+
+
+def test_matrices_in_blocks_are_the_matrices_with_their_derivatives_and_little_memory(monkeypatch):
+    from jaxdistill.kernels import neural_tangents as module
+
+    kernel = small_convolution()
+    x, z = (np.random.default_rng(seed).standard_normal((n, 36)) for seed, n in ((0, 7), (1, 5)))
+
+    def value(kernel, x, z):
+        return jnp.sum(jnp.sin(kernel.matrix(x, z))) + jnp.sum(kernel.normalised().diagonal(x) * x[:, 0])
+
+    both = jax.jit(lambda *args: (args[0].matrix(*args[1:]), jax.grad(value, argnums=(1, 2))(*args)))
+    whole = in_float64(both, kernel, x, z)
+    monkeypatch.setattr(module, "WORKSPACE", 3 * kernel.workspace(36, np.float64))
+    again = jax.jit(lambda *args: both.__wrapped__(*args))
+    parts = in_float64(again, kernel, x, z)
+    for found, expected in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+    many = jax.ShapeDtypeStruct((100, 36), np.float64)
+    with jax.enable_x64(True):
+        compiled = jax.jit(lambda x, z: kernel.matrix(x, z)).lower(many, many).compile()
+    # As one block it would take 100 MB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * module.WORKSPACE + 2 * 8 * 100**2
+
+
+def test_an_entry_that_does_not_fit_is_named(monkeypatch):
+    from jaxdistill.kernels import neural_tangents as module
+
+    monkeypatch.setattr(module, "available_bytes", lambda: 1000)
+    with pytest.raises(MemoryBudgetError, match=r"one entry .* shape \(6, 6, 1\).* without pooling"):
+        small_convolution().matrix(jnp.ones((2, 36)), jnp.ones((2, 36)))

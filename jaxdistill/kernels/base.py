@@ -56,6 +56,16 @@ class AbstractKernel(abc.ABC):
         check_rows(x, x)
         return jax.vmap(lambda a: self(a, a))(x)
 
+    def workspace(self, dim: int, dtype: Any) -> int:
+        """Bytes that one entry of a matrix takes while it is computed, beside the entry itself.
+
+        Args:
+            dim: Length d of an input.
+            dtype: Type of the inputs.
+        """
+        del dim, dtype
+        return 0
+
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:
         """The settings that JSON can hold; with :meth:`arrays` they rebuild the kernel.

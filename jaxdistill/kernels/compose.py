@@ -19,6 +19,10 @@ class AbstractPair(AbstractKernel):
     left: AbstractKernel
     right: AbstractKernel
 
+    def workspace(self, dim: int, dtype: Any) -> int:
+        """That of both, which may be computed at once."""
+        return self.left.workspace(dim, dtype) + self.right.workspace(dim, dtype)
+
     def settings(self) -> dict[str, Any]:
         """Kinds and settings of both."""
         return {"left": parts_of(self.left), "right": parts_of(self.right)}
@@ -129,6 +133,10 @@ class Scaled(AbstractKernel):
         """The multiple of the diagonal."""
         return like(self.factor, x) * self.kernel.diagonal(x)
 
+    def workspace(self, dim: int, dtype: Any) -> int:
+        """That of the kernel."""
+        return self.kernel.workspace(dim, dtype)
+
     def settings(self) -> dict[str, Any]:
         """The factor, and kind and settings of the kernel."""
         return {"factor": float(self.factor), "kernel": parts_of(self.kernel)}
@@ -172,6 +180,10 @@ class Normalised(AbstractKernel):
         """Ones, and zeros where the kernel is zero."""
         values = self.kernel.diagonal(x)
         return values * _inverse_root(values) ** 2
+
+    def workspace(self, dim: int, dtype: Any) -> int:
+        """That of the kernel."""
+        return self.kernel.workspace(dim, dtype)
 
     def settings(self) -> dict[str, Any]:
         """Kind and settings of the kernel."""

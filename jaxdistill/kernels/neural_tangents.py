@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from typing import Any, Self, final
 
@@ -26,8 +27,10 @@ from jax import core
 from jax.interpreters import ad
 from jaxtyping import Array, Float
 
-from jaxdistill.errors import ArtifactError, InputError
+from jaxdistill.errors import ArtifactError, InputError, MemoryBudgetError
 from jaxdistill.kernels.base import AbstractKernel, check_rows
+from jaxdistill.kernels.blocks import WORKSPACE, in_blocks, largest_array
+from jaxdistill.memory import available_bytes, format_bytes
 from jaxdistill.names import check_choice
 
 NAME = "neural_tangents"
@@ -35,8 +38,13 @@ TESTED = ("0.6.5",)
 TESTED_JAX = ((0, 10), (0, 12))  # oldest and newest
 GETS = ("ntk", "nngp")
 
-# Rows of a diagonal at once: a convolutional kernel holds (pixels x pixels) numbers a row.
+# Entries of a diagonal at once.
 _DIAGONAL_ROWS = 16
+# Inputs on each side with which the size of an entry is measured; few enough to trace fast, and many enough
+# that what is kept once a row does not count as if it were kept once an entry.
+_PROBE = 32
+# What is alive at once, relative to the largest array: measured with Myrtle-5, 5.1 to 8.1.
+_ALIVE = 8
 _CORE_NAMES = (
     *("Jaxpr", "JaxprEqn", "Literal", "Var", "Primitive", "Value", "AbstractValue", "ShapedArray"),
     "eval_context",
@@ -163,8 +171,8 @@ def from_neural_tangents(
     """Take a kernel of neural-tangents, of any architecture, as one of ours.
 
     Args:
-        kernel_fn: The third function that ``stax.serial(...)`` returns, or a batched or empirical one that
-            takes ``(x1, x2, get)``.
+        kernel_fn: The third function that ``stax.serial(...)`` returns, or another of ``(x1, x2, get)``, such
+            as an empirical one. Not one of ``nt.batch``: matrices are made in blocks here.
         get: "ntk" or "nngp".
         shape: Shape of one example, such as (28, 28, 1) for convolutions; rows are reshaped to it. Default:
             the rows as they are.
@@ -219,16 +227,40 @@ class NeuralTangentsKernel(AbstractKernel):
         return self.matrix(x[None], x2[None])[0, 0]
 
     def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
-        """All pairs of (n, d) and (m, d) inputs."""
+        """All pairs of (n, d) and (m, d) inputs, in blocks where an entry takes much memory.
+
+        Raises:
+            InputError: inputs that are not rows of floats of one length, or of another than the examples.
+            MemoryBudgetError: one entry does not fit.
+        """
         check_rows(x, z)
-        # The library mixes types of numbers, which is its own business.
-        with jax.numpy_dtype_promotion("standard"):
-            return self.kernel_fn(self._examples(x), self._examples(z), self.get).astype(x.dtype)
+        return in_blocks(self._block, x, z, self._most_entries(x))
 
     def diagonal(self, x: Array) -> Float[Array, " n"]:
         """Every input with itself, a few at a time."""
         check_rows(x, x)
-        return jax.lax.map(lambda row: self(row, row), x, batch_size=_DIAGONAL_ROWS)
+        one = jax.checkpoint(lambda row: self._block(row[None], row[None])[0, 0])
+        return jax.lax.map(one, x, batch_size=min(_DIAGONAL_ROWS, self._most_entries(x)))
+
+    def workspace(self, dim: int, dtype: Any) -> int:
+        """Bytes of an entry, from shapes alone: with pooling it holds numbers for all pairs of pixels."""
+        del dtype
+        return _measure(self.kernel_fn, self.get, self.shape, dim)
+
+    def _block(self, x: Array, z: Array) -> Float[Array, "a b"]:
+        # The library mixes types of numbers, which is its own business.
+        with jax.numpy_dtype_promotion("standard"):
+            return self.kernel_fn(self._examples(x), self._examples(z), self.get).astype(x.dtype)
+
+    def _most_entries(self, x: Array) -> int:
+        workspace, free = self.workspace(x.shape[1], x.dtype), available_bytes()
+        if workspace > free:
+            raise MemoryBudgetError(
+                f"one entry of this kernel takes about {format_bytes(workspace)} for examples of shape "
+                f"{self.shape or x.shape[1:]}, and {format_bytes(free)} are free; pool the images first, or "
+                "use an architecture without pooling, which takes pixels and not their pairs"
+            )
+        return max(1, WORKSPACE // workspace)
 
     def _examples(self, x: Array) -> Array:
         if self.shape is None:
@@ -256,3 +288,12 @@ class NeuralTangentsKernel(AbstractKernel):
             ArtifactError: always.
         """
         raise ArtifactError("a kernel of neural-tangents cannot be read from a file")
+
+
+@lru_cache(maxsize=64)
+def _measure(kernel_fn: Callable[..., Any], get: str, shape: tuple[int, ...] | None, dim: int) -> int:
+    """Bytes of an entry in float64, in which the library computes wherever x64 is on."""
+    kernel = NeuralTangentsKernel(kernel_fn, get, shape)
+    with jax.enable_x64(True):
+        probe = jax.ShapeDtypeStruct((_PROBE, dim), np.dtype(np.float64))
+        return max(1, _ALIVE * largest_array(kernel._block, probe, probe) // _PROBE**2)

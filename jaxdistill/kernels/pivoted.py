@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jaxdistill.errors import InputError, KernelError
 from jaxdistill.kernels.base import AbstractKernel
-from jaxdistill.kernels.tiles import check_inputs
+from jaxdistill.kernels.tiles import check_inputs, kernel_diagonal
 from jaxdistill.keys import host_generator
 from jaxdistill.linalg import matmul
 from jaxdistill.memory import require_memory
@@ -84,7 +84,7 @@ def pivoted_cholesky(
     with jax.enable_x64(True):
         wide = jnp.asarray(x, jnp.float64)
         kernel = jax.device_put(kernel)
-        diagonal = np.array(_diagonal(kernel, wide))
+        diagonal = kernel_diagonal(kernel, x)
         if not np.all(np.isfinite(diagonal)) or diagonal.min() < 0 or diagonal.max() == 0:
             worst = int(np.argmin(np.where(np.isfinite(diagonal), diagonal, -np.inf)))
             raise KernelError(
@@ -133,11 +133,6 @@ def _accept(
             left = left - np.outer(column, column)
             chosen.append(at)
     return chosen, np.linalg.cholesky(original[np.ix_(chosen, chosen)])
-
-
-@jax.jit
-def _diagonal(kernel: AbstractKernel, x: Array) -> Array:
-    return kernel.diagonal(x)
 
 
 @jax.jit

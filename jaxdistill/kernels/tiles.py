@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, final
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.kernels.base import AbstractKernel
+from jaxdistill.kernels.blocks import WORKSPACE
 from jaxdistill.linalg import check_finite, matmul
 from jaxdistill.memory import available_bytes, format_bytes
 
@@ -28,6 +29,9 @@ _COPIES = 4
 # Matrix products run at full speed from here on; larger tiles would only fill caches.
 _SIDE = 4096
 _SMALLEST = 16
+# Kernels whose entries need a workspace take seconds to compile: sizes from here on are powers of two, which
+# matrices of many sizes share. The smaller ones repeat inputs to fill a tile.
+_SHARED = 32
 
 
 class Tiling(NamedTuple):
@@ -37,7 +41,9 @@ class Tiling(NamedTuple):
     columns: int
 
 
-def plan_tiles(num_rows: int, num_columns: int, dtype: Any, memory: float | None = None) -> Tiling:
+def plan_tiles(
+    num_rows: int, num_columns: int, dtype: Any, memory: float | None = None, *, workspace: int = 0
+) -> Tiling:
     """Choose the size of tiles.
 
     Args:
@@ -45,9 +51,11 @@ def plan_tiles(num_rows: int, num_columns: int, dtype: Any, memory: float | None
         num_columns: Columns of the matrix.
         dtype: Type of its entries.
         memory: Bytes that tiles may take on a device; default a quarter of what is free.
+        workspace: Bytes that one entry takes while it is computed.
 
     Returns:
-        Rows and columns of a tile, at most 4096 each.
+        Rows and columns of a tile, at most 4096 each; fewer where the workspace of so many is large. With a
+        workspace a tile may be larger than a small matrix.
 
     Raises:
         MemoryBudgetError: the budget cannot hold one tile; names the bytes of the smallest.
@@ -57,10 +65,15 @@ def plan_tiles(num_rows: int, num_columns: int, dtype: Any, memory: float | None
         Tiling(rows=4096, columns=500)
     """
     budget = available_bytes() / 4 if memory is None else memory
-    entries = int(budget // (_COPIES * np.dtype(dtype).itemsize))
-    smallest = min(_SMALLEST, num_rows) * min(_SMALLEST, num_columns)
+    entry = _COPIES * np.dtype(dtype).itemsize + workspace
+    entries, smallest = int(budget // entry), 1
+    if workspace:
+        entries = min(entries, max(1, WORKSPACE // workspace))
+        num_rows, num_columns = (max(_SHARED, 1 << (n - 1).bit_length()) for n in (num_rows, num_columns))
+    else:
+        smallest = min(_SMALLEST, num_rows) * min(_SMALLEST, num_columns)
     if entries < smallest:
-        size = smallest * _COPIES * np.dtype(dtype).itemsize
+        size = smallest * entry
         raise MemoryBudgetError(
             f"a memory budget of {format_bytes(budget)} ({int(budget)} bytes) cannot hold one tile of "
             f"the kernel matrix, {size} bytes; give a larger budget, or free memory"
@@ -125,15 +138,17 @@ class TiledKernel:
         symmetric = z is None
         other = x if symmetric else check_inputs("z", z, x.shape[1])
         dtype = x.dtype if dtype is None else np.dtype(dtype)
-        tiling = plan_tiles(len(x), len(other), dtype, memory)
+        workspace = kernel.workspace(x.shape[1], dtype)
+        tiling = plan_tiles(len(x), len(other), dtype, memory, workspace=workspace)
+        if symmetric:
+            tiling = Tiling(min(tiling), min(tiling))
+        above, beside = _filled(x, tiling.rows, dtype), _filled(other, tiling.columns, dtype)
         with jax.enable_x64(True):
             replicas = []
             for device in jax.local_devices():
-                rows = jax.device_put(x.astype(dtype, copy=False), device)
-                columns = rows if symmetric else jax.device_put(other.astype(dtype, copy=False), device)
+                rows = jax.device_put(above, device)
+                columns = rows if symmetric else jax.device_put(beside, device)
                 replicas.append((jax.device_put(kernel, device), rows, columns))
-        if symmetric:
-            tiling = Tiling(min(tiling), min(tiling))
         return cls(len(x), len(other), symmetric, tiling, tuple(replicas), progress)
 
     def _tiles(self, what: str) -> Iterator[tuple[int, int, int]]:
@@ -147,6 +162,27 @@ class TiledKernel:
         for number, (i, j) in enumerate(tqdm(places, desc=what, disable=not self.progress, leave=False)):
             yield number, i, j
 
+    def _tile(self, which: int, i: int, j: int) -> tuple[Array, int, int]:
+        """A tile, its first row and its first column; the last of a line starts early, in the same shape."""
+        kernel, x, z = self.replicas[which]
+        top, left = min(i, len(x) - self.tiling.rows), min(j, len(z) - self.tiling.columns)
+        a = _rows(x, np.int64(top), self.tiling.rows)
+        tile = _entries(kernel, a, _rows(z, np.int64(left), self.tiling.columns))
+        if self.symmetric and i == j:
+            tile = _symmetric(tile, _diagonal(kernel, a))
+        return tile, top, left
+
+    def _strip(self, which: int, i: int) -> tuple[Array, int]:
+        """Rows of all columns, and the first of them; where it takes several tiles, K^T K is larger."""
+        z = self.replicas[which][2]
+        if self.tiling.columns == len(z):
+            return self._tile(which, i, 0)[:2]
+        strip, top = jax.device_put(np.zeros((self.tiling.rows, len(z)), z.dtype), z.device), 0
+        for j in range(0, self.num_columns, self.tiling.columns):
+            tile, top, left = self._tile(which, i, j)
+            strip = _place(strip, tile, np.int64(left))
+        return strip, top
+
     def matmul(self, vectors: Any) -> Float[np.ndarray, "n k"]:
         """``K v`` for v of shape (m, k), without K; sums over tiles in float64."""
         vectors = np.asarray(vectors, np.float64)
@@ -154,17 +190,21 @@ class TiledKernel:
             raise InputError(f"vectors have shape {vectors.shape}, expected ({self.num_columns}, k)")
         with jax.enable_x64(True):
             held = [
-                (jax.device_put(vectors.astype(r[1].dtype), r[1].device), _zeros(self.num_rows, vectors, r))
-                for r in self.replicas
+                (
+                    jax.device_put(_padded(vectors, len(z)).astype(z.dtype), z.device),
+                    jax.device_put(np.zeros((len(x), vectors.shape[1])), x.device),
+                )
+                for _, x, z in self.replicas
             ]
             for number, i, j in self._tiles("kernel times vectors"):
                 which = number % len(held)
                 wide, total = held[which]
                 if number >= len(held):
                     jax.block_until_ready(total)  # one tile a device at a time: memory, and an honest bar
-                total = _add_product(self.replicas[which], wide, total, i, j, self.tiling, self.symmetric)
+                tile, top, left = self._tile(which, i, j)
+                total = _add_product(tile, wide, total, *np.int64((i, j, top, left)), self.symmetric)
                 held[which] = (wide, total)
-            return np.sum([np.asarray(total) for _, total in held], axis=0)
+            return np.sum([np.asarray(total) for _, total in held], axis=0)[: self.num_rows]
 
     def to_matrix(self) -> Float[np.ndarray, "n m"]:
         """K itself, on the host, in the precision of the tiles."""
@@ -176,48 +216,45 @@ class TiledKernel:
                 "bytes), more than is free; use products with it in place of the matrix"
             )
         out = np.empty((self.num_rows, self.num_columns), dtype)
-        waiting: list[tuple[int, int, Array]] = []
+        waiting: list[tuple[Array, int, int]] = []
         with jax.enable_x64(True):
             for number, i, j in self._tiles("kernel matrix"):
-                replica = self.replicas[number % len(self.replicas)]
-                waiting.append((i, j, _tile(replica, i, j, self.tiling, self.symmetric)[0]))
+                waiting.append(self._tile(number % len(self.replicas), i, j))
                 if len(waiting) >= len(self.replicas):
-                    self._store(out, waiting.pop(0))
+                    self._store(out, *waiting.pop(0))
             for one in waiting:
-                self._store(out, one)
+                self._store(out, *one)
         return out
 
-    def _store(self, out: np.ndarray, one: tuple[int, int, Array]) -> None:
-        i, j, tile = one
-        rows, columns = self.tiling
-        # The last tile of a row or a column starts early, so that every tile has one shape.
-        i, j = min(i, self.num_rows - rows), min(j, self.num_columns - columns)
-        block = np.asarray(tile)
-        out[i : i + rows, j : j + columns] = block
+    def _store(self, out: np.ndarray, tile: Array, top: int, left: int) -> None:
+        block = np.asarray(tile)[: self.num_rows - top, : self.num_columns - left]
+        rows, columns = block.shape
+        out[top : top + rows, left : left + columns] = block
         if self.symmetric:
-            out[j : j + columns, i : i + rows] = block.T
+            out[left : left + columns, top : top + rows] = block.T
 
     def normal_equations(self, y: Any) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m k"]]:
         """``K^T K`` and ``K^T Y`` for targets of shape (n, k), without K; products and sums in float64."""
         y = np.asarray(y, np.float64)
-        m = self.num_columns
-        whole = replace(self, tiling=Tiling(self._rows_of_all_columns(), m), symmetric=False)
+        m = len(self.replicas[0][2])
+        starts = range(0, self.num_rows, self.tiling.rows)
         with jax.enable_x64(True):
-            sums = [
-                jax.device_put((np.zeros((m, m)), np.zeros((m, y.shape[1]))), r[1].device)
-                for r in self.replicas
-            ]
-            targets = [jax.device_put(y, r[1].device) for r in self.replicas]
-            for number, i, _ in whole._tiles("normal equations"):
+            sums, targets = [], []
+            for _, x, _ in self.replicas:
+                sums.append(jax.device_put((np.zeros((m, m)), np.zeros((m, y.shape[1]))), x.device))
+                targets.append(jax.device_put(_padded(y, len(x)), x.device))
+            bar = tqdm(starts, desc="normal equations", disable=not self.progress, leave=False)
+            for number, i in enumerate(bar):
                 which = number % len(sums)
                 jax.block_until_ready(sums[which])
-                sums[which] = _add_squares(self.replicas[which], targets[which], sums[which], i, whole.tiling)
+                strip, top = self._strip(which, i)
+                limits = np.int64((i, top, self.num_rows))
+                sums[which] = _add_squares(strip, targets[which], sums[which], *limits)
             first, second = zip(*(jax.tree.map(np.asarray, pair) for pair in sums), strict=True)
-        return np.sum(first, axis=0), np.sum(second, axis=0)
-
-    def _rows_of_all_columns(self) -> int:
-        entries = self.tiling.rows * self.tiling.columns
-        return max(1, min(self.num_rows, entries // self.num_columns))
+        return (
+            np.sum(first, axis=0)[: self.num_columns, : self.num_columns],
+            np.sum(second, axis=0)[: self.num_columns],
+        )
 
 
 def kernel_matrix(
@@ -267,44 +304,77 @@ def check_inputs(name: str, x: Any, dim: int | None = None) -> np.ndarray:
     return x
 
 
-def _zeros(rows: int, like: np.ndarray, replica: Any) -> Array:
-    return jax.device_put(np.zeros((rows, like.shape[1])), replica[1].device)
+def kernel_diagonal(kernel: AbstractKernel, x: Any) -> Float[np.ndarray, " n"]:
+    """``k(x_i, x_i)`` in float64, some inputs at once.
+
+    Args:
+        kernel: Kernel k.
+        x: Inputs, shape (n, d).
+
+    Example:
+        >>> from jaxdistill.kernels import Linear
+        >>> kernel_diagonal(Linear(), np.array([[1.0, 2.0], [0.0, 3.0]])).tolist()
+        [5.0, 9.0]
+    """
+    x = np.asarray(x, np.float64)
+    size = min(plan_tiles(len(x), len(x), x.dtype, workspace=kernel.workspace(x.shape[1], x.dtype)))
+    with jax.enable_x64(True):
+        kernel = jax.device_put(kernel)
+        parts = [
+            np.asarray(_diagonal(kernel, _filled(x[i : i + size], size, x.dtype)))
+            for i in range(0, len(x), size)
+        ]
+    return np.concatenate(parts)[: len(x)]
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _tile(
-    replica: Any, i: Array, j: Array, tiling: Tiling, symmetric: bool
-) -> tuple[Array, Array, Array, Array, Array]:
-    """A tile, where it starts, and which of its rows and columns no tile before it had."""
-    kernel, x, z = replica
-    (rows, columns), i, j = tiling, jnp.asarray(i, jnp.int64), jnp.asarray(j, jnp.int64)
-    at = jnp.minimum(i, x.shape[0] - rows), jnp.minimum(j, z.shape[0] - columns)
-    a = jax.lax.dynamic_slice_in_dim(x, at[0], rows)
-    tile = kernel.matrix(a, jax.lax.dynamic_slice_in_dim(z, at[1], columns))
-    if symmetric:
-        tile = jax.lax.cond(i == j, lambda: _symmetric(tile, kernel.diagonal(a)), lambda: tile)
-    return tile, at[0], at[1], at[0] + jnp.arange(rows) >= i, at[1] + jnp.arange(columns) >= j
+def _filled(x: np.ndarray, size: int, dtype: Any) -> np.ndarray:
+    """The inputs in a precision; again from the first where there are fewer than a tile takes."""
+    x = x.astype(dtype, copy=False)
+    return x if len(x) >= size else x[np.arange(size) % len(x)]
 
 
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    """Zeros below, for the inputs that only fill a tile."""
+    return np.pad(array, ((0, size - len(array)), (0, 0)))
+
+
+@partial(jax.jit, static_argnums=2)
+def _rows(x: Array, at: Array, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, at, size)
+
+
+# Apart from what is done with a tile: kernels that are slow to compile are compiled once a size of tile.
+@jax.jit
+def _entries(kernel: AbstractKernel, a: Array, b: Array) -> Array:
+    return kernel.matrix(a, b)
+
+
+@jax.jit
+def _diagonal(kernel: AbstractKernel, a: Array) -> Array:
+    return kernel.diagonal(a)
+
+
+@jax.jit
 def _symmetric(tile: Array, diagonal: Array) -> Array:
     """A tile on the diagonal: the angle of an input with itself is rounding, and its own formula exact."""
     lower = jnp.tril(tile, -1)
     return lower + lower.T + jnp.diag(diagonal)
 
 
-@partial(jax.jit, static_argnums=(5, 6), donate_argnums=2)
+@partial(jax.jit, static_argnums=7, donate_argnums=2)
 def _add_product(
-    replica: Any, vectors: Array, total: Array, i: Array, j: Array, tiling: Tiling, symmetric: bool
+    tile: Array, vectors: Array, total: Array, i: Array, j: Array, top: Array, left: Array, symmetric: bool
 ) -> Array:
-    tile, top, left, new_rows, new_columns = _tile(replica, i, j, tiling, symmetric)
-    beside = jax.lax.dynamic_slice_in_dim(vectors, left, tiling.columns)
-    part = matmul(tile, jnp.where(new_columns[:, None], beside, 0)).astype(total.dtype)
-    total = _add_rows(total, jnp.where(new_rows[:, None], part, 0), top)
+    # What tiles before this one had is left out.
+    new_rows = (top + jnp.arange(tile.shape[0]) >= i)[:, None]
+    new_columns = (left + jnp.arange(tile.shape[1]) >= j)[:, None]
+    beside = jax.lax.dynamic_slice_in_dim(vectors, left, tile.shape[1])
+    part = matmul(tile, jnp.where(new_columns, beside, 0)).astype(total.dtype)
+    total = _add_rows(total, jnp.where(new_rows, part, 0), top)
     if symmetric:
-        above = jax.lax.dynamic_slice_in_dim(vectors, top, tiling.rows)
-        mirrored = matmul(tile.T, jnp.where(new_rows[:, None], above, 0)).astype(total.dtype)
-        mirrored = jnp.where(new_columns[:, None] & (jnp.asarray(i) != jnp.asarray(j)), mirrored, 0)
-        total = _add_rows(total, mirrored, left)
+        above = jax.lax.dynamic_slice_in_dim(vectors, top, tile.shape[0])
+        mirrored = matmul(tile.T, jnp.where(new_rows, above, 0)).astype(total.dtype)
+        total = _add_rows(total, jnp.where(new_columns & (i != j), mirrored, 0), left)
     return total
 
 
@@ -313,11 +383,17 @@ def _add_rows(total: Array, part: Array, at: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(total, there + part, at, axis=0)
 
 
-@partial(jax.jit, static_argnums=4, donate_argnums=2)
+@partial(jax.jit, donate_argnums=0)
+def _place(strip: Array, tile: Array, left: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(strip, tile, left, axis=1)
+
+
+@partial(jax.jit, donate_argnums=2)
 def _add_squares(
-    replica: Any, targets: Array, sums: tuple[Array, Array], i: Array, tiling: Tiling
+    strip: Array, targets: Array, sums: tuple[Array, Array], i: Array, top: Array, num_rows: Array
 ) -> tuple[Array, Array]:
-    tile, top, _, new_rows, _ = _tile(replica, i, np.int64(0), tiling, False)
-    wide = jnp.where(new_rows[:, None], tile.astype(jnp.float64), 0)
-    y = jax.lax.dynamic_slice_in_dim(targets, top, tiling.rows)
+    at = top + jnp.arange(strip.shape[0])
+    new = (at >= i) & (at < num_rows)
+    wide = jnp.where(new[:, None], strip.astype(jnp.float64), 0)
+    y = jax.lax.dynamic_slice_in_dim(targets, top, strip.shape[0])
     return sums[0] + matmul(wide.T, wide), sums[1] + matmul(wide.T, y)
