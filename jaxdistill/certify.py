@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol, final, overload
+from typing import Any, Protocol, final, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.artifact import DistilledSet
+from jaxdistill.certify_kernel import KernelCertificate, certify_kernel
 from jaxdistill.distill.exact import retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
@@ -19,9 +20,7 @@ from jaxdistill.kernel_ridge import KernelModel
 from jaxdistill.kernel_set import KernelSet
 from jaxdistill.linalg import check_finite, in_float64
 from jaxdistill.ridge import predict
-
-if TYPE_CHECKING:
-    from jaxdistill.certify_kernel import KernelCertificate
+from jaxdistill.scores import accuracy, agreement, check_test_targets, squared_error
 
 
 class HasWeights(Protocol):
@@ -167,8 +166,6 @@ def certify(
     Source: CHW, section 6 (retraining); the rest is arithmetic.
     """
     if isinstance(small, KernelSet):
-        from jaxdistill.certify_kernel import certify_kernel  # which needs this module
-
         full_model = model if isinstance(model, KernelModel) else None
         return certify_kernel(full_model, small, x_test, y_test, progress=progress)
     full = np.asarray(model.weights, np.float64)
@@ -254,32 +251,14 @@ def _compare_on_test(
     f_full, f_wide, f_narrow = (outputs[:, i * k : (i + 1) * k] for i in range(3))
     report["num_test"] = len(x)
     report["prediction_error"] = _relative(f_wide, f_full)
-    if k > 1:
-        named = f_full.argmax(axis=1)
-        report["agreement"] = float(np.mean(f_wide.argmax(axis=1) == named))
-        report["agreement_float32"] = float(np.mean(f_narrow.argmax(axis=1) == named))
+    report["agreement"] = agreement(f_wide, f_full)
+    report["agreement_float32"] = agreement(f_narrow, f_full)
     if y_test is None:
         return report
-    y = np.asarray(y_test)
-    if len(y) != len(x) or not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == k)):
-        raise InputError(f"y_test has shape {y.shape}, expected ({len(x)}, {k}) or classes ({len(x)},)")
-    if y.ndim == 2:
-        check_finite("y_test", y)
-        report["squared_error_full"] = float(np.mean((f_full - y) ** 2))
-        report["squared_error_distilled"] = float(np.mean((f_wide - y) ** 2))
-    classes = classes_of(y)
-    if classes is not None and k > 1:
-        report["accuracy_full"] = float(np.mean(f_full.argmax(axis=1) == classes))
-        report["accuracy_distilled"] = float(np.mean(f_wide.argmax(axis=1) == classes))
-        report["accuracy_distilled_float32"] = float(np.mean(f_narrow.argmax(axis=1) == classes))
+    y = check_test_targets(y_test, len(x), k)
+    report["squared_error_full"] = squared_error(f_full, y)
+    report["squared_error_distilled"] = squared_error(f_wide, y)
+    report["accuracy_full"] = accuracy(f_full, y)
+    report["accuracy_distilled"] = accuracy(f_wide, y)
+    report["accuracy_distilled_float32"] = accuracy(f_narrow, y)
     return report
-
-
-def classes_of(y: np.ndarray) -> np.ndarray | None:
-    """Class numbers of integer or one-hot (or centred one-hot) targets; None for real targets."""
-    if y.ndim == 1:
-        return y if np.issubdtype(y.dtype, np.integer) else None
-    # A class row holds two values only, one of them once.
-    hot = y == y.max(axis=1, keepdims=True)
-    two = np.ptp(np.where(hot, y.min(axis=1, keepdims=True), y), axis=1)
-    return y.argmax(axis=1) if np.all(hot.sum(axis=1) == 1) and np.all(two == 0) else None

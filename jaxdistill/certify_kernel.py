@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.certify import classes_of
 from jaxdistill.errors import InputError, KernelError
 from jaxdistill.kernel_ridge import KernelModel
 from jaxdistill.kernel_set import KernelSet
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
-from jaxdistill.linalg import check_finite, in_float64
+from jaxdistill.linalg import in_float64
+from jaxdistill.scores import accuracy, agreement, check_test_targets, squared_error
 
 
 @final
@@ -222,23 +222,15 @@ def _on_test(
         difference = f_small - f_full
         report["largest_gap"] = float(np.max(np.linalg.norm(difference, axis=1)))
         report["prediction_error"] = float(np.linalg.norm(difference) / np.linalg.norm(f_full))
-        if k > 1:
-            report["agreement"] = float(np.mean(f_small.argmax(1) == f_full.argmax(1)))
-            report["agreement_float32"] = float(np.mean(f_narrow.argmax(1) == f_full.argmax(1)))
+        report["agreement"] = agreement(f_small, f_full)
+        report["agreement_float32"] = agreement(f_narrow, f_full)
     if y_test is None:
         return report
-    y = np.asarray(y_test)
-    if len(y) != len(x) or (y.ndim != 1 and y.shape != f_small.shape):
-        raise InputError(f"y_test has shape {y.shape}, expected ({len(x)},) classes or {f_small.shape} rows")
-    check_finite("y_test", y)
-    if y.ndim == 2:
-        report["squared_error_distilled"] = float(np.mean((f_small - y) ** 2))
-        if f_full is not None:
-            report["squared_error_full"] = float(np.mean((f_full - y) ** 2))
-    named = classes_of(y)
-    if named is not None and k > 1:
-        if f_full is not None:
-            report["accuracy_full"] = float(np.mean(f_full.argmax(1) == named))
-        report["accuracy_distilled"] = float(np.mean(f_small.argmax(1) == named))
-        report["accuracy_distilled_float32"] = float(np.mean(f_narrow.argmax(1) == named))
+    y = check_test_targets(y_test, len(x), k)
+    report["squared_error_distilled"] = squared_error(f_small, y)
+    report["accuracy_distilled"] = accuracy(f_small, y)
+    report["accuracy_distilled_float32"] = accuracy(f_narrow, y)
+    if f_full is not None:
+        report["squared_error_full"] = squared_error(f_full, y)
+        report["accuracy_full"] = accuracy(f_full, y)
     return report
