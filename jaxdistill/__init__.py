@@ -22,6 +22,7 @@ from jaxdistill.kernel_set import KernelSet, load_set
 from jaxdistill.moments import Moments
 from jaxdistill.preprocess import ZCA, Identity, Standardize, fit_preprocess
 from jaxdistill.ridge import RidgeModel, RidgePath
+from jaxdistill.transfer import TransferScores, transfer
 
 if TYPE_CHECKING:
     from jaxdistill import kip
@@ -42,6 +43,7 @@ __all__ = [
     "RidgeModel",
     "RidgePath",
     "Standardize",
+    "TransferScores",
     "baseline",
     "certify",
     "distill",
@@ -57,6 +59,7 @@ __all__ = [
     "load_set",
     "one_hot",
     "plan_distillation",
+    "transfer",
 ]
 
 

@@ -30,8 +30,9 @@ def choose_penalty(
     lams: Any,
     key: Array | None,
     progress: bool,
+    most: int = MOST_EXAMPLES,
 ) -> LamSelection:
-    """Score every penalty in closed form, on at most 4096 training examples.
+    """Score every penalty in closed form, on a limited number of training examples.
 
     Args:
         kernel: Kernel k.
@@ -41,6 +42,7 @@ def choose_penalty(
         lams: Candidates.
         key: Random key, where something is drawn.
         progress: Whether to show a bar.
+        most: Examples that are used at most.
 
     Returns:
         The scores, and with them the choice.
@@ -69,12 +71,10 @@ def choose_penalty(
     elif validation != "leave-one-out":
         raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
     method = "leave-one-out" if held is None else "validation"
-    if len(x) > MOST_EXAMPLES:
-        rows = np.sort(
-            _drawn(key, len(x), f"choosing lam on {MOST_EXAMPLES} of {n} examples")[:MOST_EXAMPLES]
-        )
+    if len(x) > most:
+        rows = np.sort(_drawn(key, len(x), f"choosing lam on {most} of {n} examples")[:most])
         x, y = x[rows], y[rows]
-        method += f" on {MOST_EXAMPLES} of {n} examples"
+        method += f" on {most} of {n} examples"
     gram = kernel_matrix(kernel, x, dtype=np.float64, progress=progress)
     check_finite("the kernel matrix", gram)
     values, vectors = in_float64(_factor, gram)
