@@ -61,7 +61,7 @@ def main() -> None:
         options.ipc = [1, 10] if options.ipc is None else options.ipc
     options.ipc = [1, 10, 50] if options.ipc is None else options.ipc
     # As many as serve MNIST's ten classes; a tenth of them where it is quick.
-    usual = [recommended(10 * ipc, 10)["steps"] for ipc in options.ipc]
+    usual = [recommended(10 * ipc, 10, 10 * ipc)["steps"] for ipc in options.ipc]
     steps = options.steps or [number // 10 if options.quick else number for number in usual]
     if len(steps) != len(options.ipc):
         raise SystemExit(f"--steps has {len(steps)} numbers, --ipc has {len(options.ipc)}; give as many")

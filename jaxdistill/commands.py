@@ -8,15 +8,33 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.errors import OutputError, PenaltyError
+from jaxdistill.errors import InputError, OutputError, PenaltyError
+
+# Constructions whose inputs are real examples.
+_REAL = ("fixed", "balanced", "pivoted")
 
 
-def load_and_fit(options: argparse.Namespace, lam: Any, watch: Any, progress: bool) -> tuple[Any, Any]:
-    """The data as a model sees them, and the full model: where every command begins."""
-    from jaxdistill.fit import fit_ridge
-    from jaxdistill.pipeline import FeatureOptions, make_features, parse_validation, prepare, split_keys
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what is written and printed."""
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", default="distilled", metavar="DIR", help="default: ./distilled")
+    output.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
-    key_features, key_split, _ = split_keys(options.seed)
+
+def load_and_fit(
+    options: argparse.Namespace, chosen: Any, lam: Any, watch: Any, progress: bool
+) -> tuple[Any, Any]:
+    """The data as a model sees them, and the full model: where every command begins.
+
+    Args:
+        options: What the parser made of the command.
+        chosen: Features or kernel.
+        lam: Penalty, or "auto".
+        watch: Stopwatch of the stages.
+        progress: Whether to show bars.
+    """
+    from jaxdistill.pipeline import prepare
+
     with watch.stage("load"):
         task = prepare(
             options.dataset,
@@ -25,23 +43,46 @@ def load_and_fit(options: argparse.Namespace, lam: Any, watch: Any, progress: bo
             progress=progress,
         )
     with watch.stage("fit"):
-        chosen = FeatureOptions(
-            options.features,
-            options.num_features,
-            options.depth,
-            options.negative_slope,
-            options.weights,
-            options.lengthscale,
-            options.activation,
-        )
-        phi = make_features(
-            chosen, task.x, key_features, shape=task.preprocess.shape, y=task.y, progress=progress
-        )
-        validation = parse_validation(options.validation, len(task.x))
-        model = fit_ridge(
-            phi, task.x, task.y, lam=lam, validation=validation, key=key_split, progress=progress
-        )
+        fit = _fit_kernel if chosen.is_kernel else _fit_features
+        model = fit(options, chosen, task, lam, progress)
     return task, model
+
+
+def _fit_features(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
+    from jaxdistill.fit import fit_ridge
+    from jaxdistill.pipeline import make_features, parse_validation, split_keys
+
+    key_features, key_split, _ = split_keys(options.seed)
+    phi = make_features(
+        chosen, task.x, key_features, shape=task.preprocess.shape, y=task.y, progress=progress
+    )
+    validation = parse_validation(options.validation, len(task.x))
+    return fit_ridge(phi, task.x, task.y, lam=lam, validation=validation, key=key_split, progress=progress)
+
+
+def _fit_kernel(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
+    from jaxdistill.distill.reference import balanced_rows
+    from jaxdistill.kernel_ridge import fit_kernel_ridge
+    from jaxdistill.kernel_selection import MOST_EXAMPLES
+    from jaxdistill.pipeline import make_kernel, parse_validation, split_keys
+
+    key_rows, key_fit, _ = split_keys(options.seed)
+    x, y = task.x, task.y
+    kernel = make_kernel(chosen, x)
+    if options.teacher is not None:
+        if options.teacher < 1:
+            raise InputError(f"teacher is {options.teacher}; it must be a whole number >= 1 of examples")
+        rows = balanced_rows(y, options.teacher, task.class_names is not None, key_rows)
+        x, y = x[rows], y[rows]
+    # Leave-one-out never sees more than these.
+    validation = parse_validation(options.validation, min(len(x), MOST_EXAMPLES))
+    return fit_kernel_ridge(kernel, x, y, lam=lam, validation=validation, key=key_fit, progress=progress)
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that were given, by name: the defaults of the rest are those of the function called."""
+    told = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def default_ipc(options: argparse.Namespace, task: Any) -> int | None:
@@ -95,7 +136,8 @@ def write_files(folder: Path, small: Any, task: Any) -> list[str]:
     ]
     images = small.images
     columns = min(MOST_COLUMNS, len(images) if task.class_names is None else len(task.class_names))
-    title = "distilled" if small.recipe["construction"] != "fixed" else "real, new labels"
+    real = small.recipe["construction"] in _REAL
+    title = f"real,\n{small.recipe['labels']} labels" if real else "distilled"
     lines = range(0, min(len(images), 4 * columns), columns)
     rows = [Row(title if start == 0 else "", images[start : start + columns]) for start in lines]
     names = task.class_names
@@ -108,7 +150,10 @@ def write_files(folder: Path, small: Any, task: Any) -> list[str]:
 
 def _caption(small: Any) -> str:
     found = small.certificate
-    text = f"{len(small.x)} examples, relative weight error {found['relative_weight_error']:.0e}"
+    error = found["relative_weight_error"]
+    kernel = "best_weight_error" in found
+    told = f"relative RKHS distance {error:.3g}" if kernel else f"relative weight error {error:.0e}"
+    text = f"{len(small.x)} examples, {told}"
     if found["accuracy_full"] is None:
         return text
     return text + (

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from time import perf_counter
 from typing import Any
 
@@ -27,11 +26,50 @@ from jaxdistill.features import (
     RandomNetwork,
 )
 from jaxdistill.fit import Validation
+from jaxdistill.kernels import (
+    NNGP,
+    NTK,
+    RBF,
+    AbstractKernel,
+    Laplace,
+    Matern32,
+    Matern52,
+    Polynomial,
+    RationalQuadratic,
+)
+from jaxdistill.names import check_choice
 from jaxdistill.preprocess import AbstractPreprocess, fit_preprocess
 
 # Up to this many examples leave-one-out costs nothing; above it, a held-out part is as good.
 MOST_LEAVE_ONE_OUT = 10_000
 VALIDATION_FRACTION = 0.05
+
+# Kernels that a name and a few numbers make. Sums, products and neural-tangents' kernels are made in Python.
+KERNELS: dict[str, type[AbstractKernel]] = {
+    "ntk": NTK,
+    "nngp": NNGP,
+    "rbf": RBF,
+    "laplace": Laplace,
+    "matern32": Matern32,
+    "matern52": Matern52,
+    "rational-quadratic": RationalQuadratic,
+    "polynomial": Polynomial,
+}
+
+# The settings that each kind of features has; any other is refused.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "linear": ("num_features",),
+    "fourier": ("num_features", "weights", "lengthscale"),
+    "network": ("num_features", "depth", "activation", "negative_slope", "weights"),
+    "conv": ("num_features", "depth", "activation", "negative_slope", "weights"),
+    "deep-linear": ("num_features", "depth", "weights"),
+    "invertible": ("num_features", "depth", "activation"),
+    "encoder": ("num_features", "activation", "negative_slope"),
+    "ntk": ("depth", "negative_slope"),
+    "nngp": ("depth", "negative_slope"),
+    **dict.fromkeys(("rbf", "laplace", "matern32", "matern52", "rational-quadratic"), ("lengthscale",)),
+    "polynomial": ("degree",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,28 +134,80 @@ def prepare(
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Settings of a feature map, by name.
+    """Settings of a feature map or of a kernel, by name; None leaves one at its default.
 
     Args:
         kind: "linear", "fourier", "network", "conv", "deep-linear", "invertible", or "encoder", which is
-            trained on the data.
+            trained on the data; or a kernel: "ntk", "nngp", "rbf", "laplace", "matern32", "matern52",
+            "rational-quadratic" or "polynomial".
         num_features: p; default the length of an input, 128 for an encoder, and what 16, 32, ... channels
             make for "conv".
-        depth: Layers: of a network, all of width p; of a convolutional one, each halving the image. Default:
-            1 for networks, 2 for "conv", "deep-linear" and "invertible".
-        negative_slope: Slope of LeakyReLU.
+        depth: Layers: of a network, all of width p; of a convolutional one, each halving the image; hidden
+            ones of an infinitely wide one. Default: 1 for networks, 2 for "conv", "deep-linear" and
+            "invertible".
+        negative_slope: Slope of LeakyReLU; default 0.1, and 0 (ReLU) for "ntk" and "nngp".
         weights: "orthogonal" or "gaussian": network weights, Fourier frequencies. Default:
             orthogonal for networks, Gaussian for Fourier features.
-        lengthscale: Width of the Gaussian kernel; default the root mean square distance of examples.
+        lengthscale: Width of the kernel; default the root mean square distance of examples.
+        activation: Name of the activation; default "leaky_relu", and "gelu" for "invertible".
+        degree: Of the polynomial kernel; default 2.
     """
 
     kind: str = "linear"
     num_features: int | None = None
     depth: int | None = None
-    negative_slope: float = 0.1
+    negative_slope: float | None = None
     weights: str | None = None
     lengthscale: float | None = None
-    activation: str = "leaky_relu"
+    activation: str | None = None
+    degree: int | None = None
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a kernel without a finite feature map."""
+        return self.kind in KERNELS
+
+    def check(self) -> None:
+        """Raise where the kind is unknown, or a setting is given that it does not have.
+
+        Raises:
+            InputError: names the nearest kind, or the settings that there are.
+
+        Example:
+            >>> FeatureOptions("rbf", depth=2).check()
+            Traceback (most recent call last):
+            jaxdistill.errors.InputError: rbf features have no depth, only lengthscale; leave it out
+        """
+        check_choice("features", self.kind, SETTINGS)
+        given = {f.name for f in fields(self) if getattr(self, f.name) is not None} - {"kind"}
+        for name in sorted(given - set(SETTINGS[self.kind])):
+            known = ", ".join(SETTINGS[self.kind])
+            words = f"{self.kind} features have no {name}, only {known}; leave it out"
+            raise InputError(words.replace("_", "-"))
+
+
+def make_kernel(options: FeatureOptions, x: np.ndarray) -> AbstractKernel:
+    """The kernel that the options describe, for inputs like ``x``.
+
+    Args:
+        options: The settings.
+        x: Inputs, shape (n, d); a default lengthscale is their root mean square distance.
+
+    Raises:
+        InputError: a kind that is no kernel, or settings that make no sense.
+
+    Example:
+        >>> make_kernel(FeatureOptions("rbf"), np.array([[0.0], [2.0]])).settings()
+        {'lengthscale': 1.4142135623730951}
+    """
+    check_choice("kernel", options.kind, KERNELS)
+    options.check()
+    kind: Any = KERNELS[options.kind]
+    told = {name: getattr(options, name) for name in SETTINGS[options.kind]}
+    given = {name: value for name, value in told.items() if value is not None}
+    if "lengthscale" in told and not given:
+        given["lengthscale"] = rms_distance(x)
+    return kind(**given)
 
 
 def make_features(
@@ -142,22 +232,21 @@ def make_features(
     Raises:
         InputError: an unknown kind, with the nearest known one, or settings that make no sense.
     """
+    check_choice("features", options.kind, KINDS)
+    options.check()
     dim = x.shape[1]
     width = dim if options.num_features is None else options.num_features
-    if options.kind not in KINDS:
-        near = difflib.get_close_matches(options.kind, KINDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "choose one of " + ", ".join(sorted(KINDS))
-        raise InputError(f"unknown features {options.kind!r}; {hint}")
+    activation = options.activation or ("gelu" if options.kind == InvertibleNetwork.kind else "leaky_relu")
+    slope = 0.1 if options.negative_slope is None else options.negative_slope
     if options.kind in (Linear.kind, InvertibleNetwork.kind) and width != dim:
         raise InputError(f"{options.kind} features have as many features as inputs, {dim}, not {width}")
     if options.kind == Linear.kind:
         return Linear(dim)
     if options.kind in (ConvolutionalNetwork.kind, Encoder.kind):
-        return _make_image_features(options, x, key, shape, y, progress)
+        return _make_image_features(options, activation, slope, x, key, shape, y, progress)
     weights: Any = options.weights
     depth = 2 if options.depth is None else options.depth
     if options.kind == InvertibleNetwork.kind:
-        activation = "gelu" if options.activation == "leaky_relu" else options.activation
         return InvertibleNetwork.create(dim, depth=depth, activation=activation, key=key)
     if options.kind == DeepLinear.kind:
         return DeepLinear.create(dim, widths=(width,) * depth, weights=weights or "gaussian", key=key)
@@ -167,8 +256,8 @@ def make_features(
     return RandomNetwork.create(
         dim,
         widths=(width,) * (1 if options.depth is None else options.depth),
-        activation=options.activation,
-        negative_slope=options.negative_slope,
+        activation=activation,
+        negative_slope=slope,
         weights=weights or "orthogonal",
         key=key,
     )
@@ -176,6 +265,8 @@ def make_features(
 
 def _make_image_features(
     options: FeatureOptions,
+    activation: str,
+    slope: float,
     x: np.ndarray,
     key: Array,
     shape: tuple[int, ...] | None,
@@ -200,8 +291,8 @@ def _make_image_features(
             key=key,
             progress=progress,
             num_features=options.num_features or 128,
-            activation=options.activation,
-            negative_slope=options.negative_slope,
+            activation=activation,
+            negative_slope=slope,
         )
     depth = 2 if options.depth is None else options.depth
     widths = [16 * 2**layer for layer in range(depth)]
@@ -218,8 +309,8 @@ def _make_image_features(
         (height, width, channels),
         channels=widths,
         pool="average",
-        activation=options.activation,
-        negative_slope=options.negative_slope,
+        activation=activation,
+        negative_slope=slope,
         weights=weights or "orthogonal",
         key=key,
     )

@@ -8,16 +8,21 @@ from typing import Any
 
 import psutil
 
+from jaxdistill.kernel_set import KernelSet
+
 
 def describe(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str, Any]:
     """What ``distill`` and ``evaluate`` both say of a set and its certificate."""
-    recipe = small.recipe
+    recipe, kernel = small.recipe, isinstance(small, KernelSet)
+    source: Any = small.kernel if kernel else small.features
     about = {
         "dataset": dataset,
-        "features": small.features.kind,
-        "n": recipe["num_train"],
+        "features": source.kind,
+        "settings": source.settings() if kernel else None,
+        "n": recipe.get("num_targets", recipe["num_train"]),
+        "teacher": recipe["num_train"] if kernel else None,
         "d": small.x.shape[1],
-        "p": small.features.num_features,
+        "p": None if kernel else source.num_features,
         "k": small.y.shape[1],
         "m": len(small.x),
         "lam": recipe["lam"],
@@ -48,75 +53,121 @@ def print_report(report: dict[str, Any], as_json: bool) -> None:
 
 def text_of(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
-
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f} %"
-
-    def error(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1e}"
-
-    r = report
-    lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
-    table: list[tuple[str, ...]] = [
-        ("", "full model", "retrained", "in float32"),
-        (
-            "test accuracy",
-            share(r["accuracy_full"]),
-            share(r["accuracy_distilled"]),
-            share(r["accuracy_distilled_float32"]),
-        ),
-        ("agreement", "", share(r["agreement"]), share(r["agreement_float32"])),
-        (
-            "relative weight error",
-            "",
-            error(r["relative_weight_error"]),
-            error(r["relative_weight_error_float32"]),
-        ),
-        ("prediction error", "", error(r["prediction_error"]), ""),
-    ]
-    if r["accuracy_full"] is None:
-        squared = (f"{v:.4g}" if v is not None else "-" for v in _squared_errors(r))
-        table[1] = ("squared error", *squared, "")
-    verdict = (
-        f"exact: the error is within what rounding explains, {r['tolerance']:.0e}"
-        if r["exact"]
-        else f"not exact: m = {r['m']}, rank of the weights {r['rank']}, "
-        f"error {error(r['relative_weight_error'])}, rounding explains {r['tolerance']:.0e}"
-        + (
-            ""
-            if r["m"] < r["rank"] or r["construction"] != "exact"
-            else "; try --targets centred or --dtype float64"
-        )
-    )
-    if r["solver"] is not None and "method" in r["solver"]:
-        found = r["solver"]
-        ended = "solved" if found["reached"] else f"{found['outcome']}, the best so far"
-        solved = [
-            f"solver       m* = {r['count']}, {found['steps']} steps ({found['method'].replace('_', '-')}), "
-            f"residual {found['residual']:.1e}, {ended}"
-        ]
-    else:
-        solved = []
-    lines = [
-        f"data         {r['dataset']}: {r['n']} training and {r['num_test']} test examples, "
-        f"d = {r['d']}, k = {r['k']}",
-        f"model        {r['features']}, p = {r['p']}, lam = {r['lam']:.4g}"
-        + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
-        f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
-        f"{r['construction']}, inputs in {r['stored']}{lost}",
-        *solved,
-        "",
-        *("  ".join([f"{row[0]:<22}", *(f"{cell:>12}" for cell in row[1:])]).rstrip() for row in table),
-        "",
-        f"certificate  {verdict}",
-        "time         " + ", ".join(f"{name} {value:.2f} s" for name, value in r["seconds"].items()),
-    ]
-    if r.get("lam_at_edge"):
+    lines = [*_head(report), "", *_table(report), "", *_verdict(report)]
+    lines.append(_time(report))
+    if report.get("lam_at_edge"):
         lines.append("note         lam is at the edge of the grid; a wider one may do better")
-    if "files" in r:
-        lines.append("files        " + ", ".join(r["files"]))
+    if "files" in report:
+        lines.append("files        " + ", ".join(report["files"]))
     return "\n".join(lines)
 
 
-def _squared_errors(report: dict[str, Any]) -> tuple[float | None, float | None]:
-    return report["squared_error_full"], report["squared_error_distilled"]
+def text_of_transfer(report: dict[str, Any]) -> str:
+    """What other features learned from a set, as a person reads it."""
+    r = report
+    seed = "" if r["seed"] is None else f", seed {r['seed']}"
+    lines = [
+        f"data         {r['dataset']}: {r['num_test']} test examples, d = {r['d']}, k = {r['k']}",
+        f"set          m = {r['m']}, made for {r['made_for']}",
+        f"trained      {_model(r)}{seed}, {r['labels']} labels, lam = {r['lam']:.4g} ({r['lam_chosen_by']}), "
+        f"{r['relative_lam']:.3g} tr(K)/m",
+        "",
+        f"{'':<22}{'own':>14}{r['features']:>14}".rstrip(),
+    ]
+    name, shown = ("squared_error", _plain) if r["accuracy"] is None else ("accuracy", share)
+    title = name.replace("_", " ") if r["accuracy"] is None else "test accuracy"
+    lines.append(f"{title:<22}{shown(r[f'{name}_own']):>14}{shown(r[name]):>14}")
+    return "\n".join([*lines, f"{'agreement':<22}{'':>14}{share(r['agreement']):>14}", "", _time(r)])
+
+
+def share(value: float | None) -> str:
+    """A share in per cent, or a dash where it is not known."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _time(r: dict[str, Any]) -> str:
+    return "time         " + ", ".join(f"{name} {took:.2f} s" for name, took in r["seconds"].items())
+
+
+def _model(r: dict[str, Any]) -> str:
+    """Features with their number, or a kernel with its settings."""
+    if r["settings"] is None:
+        return f"{r['features']}, p = {r['p']}"
+    numbers = {name: value for name, value in r["settings"].items() if isinstance(value, (int, float))}
+    told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()).replace("_", " ")
+    return r["features"] + (f" ({told})" if told else "")
+
+
+def _head(r: dict[str, Any]) -> list[str]:
+    """Data, model, set and solver, a line each."""
+    model = _model(r)
+    if r["teacher"] not in (None, r["n"]):
+        model += f", trained on {r['teacher']}"
+    lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
+    lines = [
+        f"data         {r['dataset']}: {r['n']} training and {r['num_test']} test examples, "
+        f"d = {r['d']}, k = {r['k']}",
+        f"model        {model}, lam = {r['lam']:.4g}"
+        + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
+        f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
+        f"{r['construction']}, inputs in {r['stored']}{lost}",
+    ]
+    if r["solver"] is not None and "method" in r["solver"]:
+        found = r["solver"]
+        ended = "solved" if found["reached"] else f"{found['outcome']}, the best so far"
+        lines.append(
+            f"solver       m* = {r['count']}, {found['steps']} steps ({found['method'].replace('_', '-')}), "
+            f"residual {found['residual']:.1e}, {ended}"
+        )
+    return lines
+
+
+def _table(r: dict[str, Any]) -> list[str]:
+    """The full model, the retrained one, and that in float32, side by side."""
+    scores = (share(r[f"accuracy_{which}"]) for which in ("full", "distilled", "distilled_float32"))
+    judged: tuple[str, ...] = ("test accuracy", *scores)
+    if r["accuracy_distilled"] is None:
+        errors = (_plain(r[f"squared_error_{which}"]) for which in ("full", "distilled"))
+        judged = ("squared error", *errors, "")
+    kernel = r["settings"] is not None
+    distance, shown = ("relative RKHS distance", _plain) if kernel else ("relative weight error", _error)
+    rows: list[tuple[str, ...]] = [
+        ("", "full model", "retrained", "in float32"),
+        judged,
+        ("agreement", "", share(r["agreement"]), share(r["agreement_float32"])),
+        (distance, "", shown(r["relative_weight_error"]), shown(r["relative_weight_error_float32"])),
+    ]
+    if kernel:
+        rows += [
+            ("smallest, these points", "", shown(r["best_weight_error"]), ""),
+            ("largest prediction gap", "", shown(r["largest_gap"]), ""),
+            ("bound on that gap", "", shown(r["gap_bound"]), ""),
+        ]
+    rows.append(("prediction error", "", shown(r["prediction_error"]), ""))
+    return ["  ".join([f"{row[0]:<22}", *(f"{cell:>12}" for cell in row[1:])]).rstrip() for row in rows]
+
+
+def _verdict(r: dict[str, Any]) -> list[str]:
+    """What the certificate says, in words."""
+    if r["exact"]:
+        return [f"certificate  exact: the error is within what rounding explains, {r['tolerance']:.0e}"]
+    if r["settings"] is not None:
+        return [
+            "certificate  not exact: without a small feature map no small set is; no labels bring these "
+            f"points nearer than {r['best_weight_error']:.3g}, and no test prediction is off by more than "
+            f"{r['gap_bound']:.3g}"
+        ]
+    helpless = r["m"] < r["rank"] or r["construction"] != "exact"
+    advice = "" if helpless else "; try --targets centred or --dtype float64"
+    return [
+        f"certificate  not exact: m = {r['m']}, rank of the weights {r['rank']}, "
+        f"error {_error(r['relative_weight_error'])}, rounding explains {r['tolerance']:.0e}{advice}"
+    ]

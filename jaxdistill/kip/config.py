@@ -38,6 +38,8 @@ _FROM_RATE = (
 )
 # Those that choose their own step by a line search.
 _SEARCHING = ("lbfgs",)
+# Targets in a step of a kernel, whose cost grows with them.
+_KERNEL_BATCH = 2000
 # Fields that change when the host looks at a run, and nothing in its result.
 _WITHOUT_INFLUENCE = ("block", "checkpoint_every")
 
@@ -167,30 +169,42 @@ class KipConfig:
         return told
 
 
-def recommended(size: int, num_targets: int, num_features: int | None = None) -> dict[str, Any]:
-    """Settings that serve a number of examples, as measured on MNIST with network features.
+def recommended(
+    size: int, num_targets: int, num_features: int | None = None, *, num_train: int | None = None
+) -> dict[str, Any]:
+    """Settings that serve a number of examples, as measured on MNIST with network features and the NTK.
 
     With about as many examples as outputs nothing is to spare, and the last tenth of a per cent takes large
-    steps, many of them. With more examples than features, solved labels are not unique without a ridge.
+    steps, many of them. With more examples than features, solved labels are not unique without a ridge; with
+    a kernel they may nearly not be. A kernel has no moments, so a step sees a batch, which must be larger
+    than the set. (NTK: 10 images reach 89.8 %, 100 images 96.9 %, in 4 and 19 s on one core; learned labels
+    are no better after as many steps.)
 
     Args:
         size: Examples in all, m.
         num_targets: Outputs k.
         num_features: p, or None for a kernel without a finite map.
+        num_train: Number of targets n that a batch is taken from; default more than a batch.
 
     Returns:
-        Keyword arguments ``steps``, ``learning_rate`` and ``ridge`` of :class:`KipConfig`.
+        Keyword arguments ``steps``, ``learning_rate`` and ``ridge`` of :class:`KipConfig`; for a kernel also
+        ``batch``.
 
     Example:
         >>> KipConfig(ipc=1, **recommended(10, 10, 784)).steps
         3000
+        >>> recommended(1000, 10)["batch"], recommended(10, 10, num_train=1500)["batch"]
+        (4000, 'all')
     """
+    if num_features is None:
+        batch = max(_KERNEL_BATCH, 4 * size)
+        whole = num_train is not None and num_train <= batch
+        return {"steps": 1000, "learning_rate": 0.1, "ridge": 1e-10, "batch": "all" if whole else batch}
     few = size < 2 * num_targets
-    dependent = num_features is not None and size > num_features
     return {
         "steps": 3000 if few else 500,
         "learning_rate": 0.5 if few else 0.1,
-        "ridge": 1e-10 if dependent else 0.0,
+        "ridge": 1e-10 if size > num_features else 0.0,
     }
 
 

@@ -324,6 +324,8 @@ def _result(
             "steps": done,
             "config": config.describe(),
         }
+        if isinstance(model, KernelModel):
+            recipe |= {"num_train": len(model.x), "num_targets": len(run.prepared.x)}
         make = _kernel_set if isinstance(model, KernelModel) else _feature_set
         sets = tuple(
             make(model, x, y, lam, {**recipe, "seed": number}).with_context(preprocess, class_names)
