@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, final
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from jaxdistill.artifact import AbstractSet, DistilledSet, arrays_under, common_fields, read_set
 from jaxdistill.errors import ArtifactError
+from jaxdistill.features import Encoder
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.compose import parts_of, rebuild
 from jaxdistill.preprocess import AbstractPreprocess
@@ -71,23 +73,34 @@ class KernelSet(AbstractSet):
         return told | arrays, {"kernel": parts_of(self.kernel), "resolution": float(self.resolution)}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(
+        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+    ) -> Self:
         """Read a set back; nothing in the file is ever executed.
 
         Args:
             path: A file that :meth:`save` wrote.
+            module: The flax module of the kernel, where its code is not the package's own; it is checked to
+                be the same function.
+            variables: Variables of a linen module, where the file keeps only their hash.
 
         Raises:
             ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format, or a
-                set of a feature map.
+                set of a feature map; or its kernel needs a module that is missing, or another one.
         """
         path = Path(path)
         arrays, meta = read_set(path)
         if "kernel" not in meta:
             raise ArtifactError(f"{path} is a set of a feature map; read it with jaxdistill.load_set")
         try:
+            code = {"module": module, "variables": variables}
+            kernel = rebuild(meta["kernel"], arrays_under("kernel/", arrays), **code)
+            if (module is not None or variables is not None) and not _has_module(kernel):
+                raise ArtifactError(
+                    f"{path} has the kernel {kernel.kind!r}, which needs no module; leave it out"
+                )
             return cls(
-                kernel=rebuild(meta["kernel"], arrays_under("kernel/", arrays)),
+                kernel=kernel,
                 values=arrays["values"],
                 squared_norm=float(arrays["squared_norm"]),
                 resolution=float(meta["resolution"]),
@@ -99,11 +112,20 @@ class KernelSet(AbstractSet):
             ) from None
 
 
-def load_set(path: str | os.PathLike[str]) -> DistilledSet | KernelSet:
+def _has_module(kernel: AbstractKernel) -> bool:
+    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, Encoder))
+    return any(isinstance(part, Encoder) for part in parts)
+
+
+def load_set(
+    path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+) -> DistilledSet | KernelSet:
     """Read a saved set, of a feature map or of a kernel.
 
     Args:
         path: A file that ``save`` of either wrote.
+        module: The flax module, where the set is of one whose code is not the package's own.
+        variables: Variables of a linen module, where the file keeps only their hash.
 
     Raises:
         ArtifactError: as :meth:`DistilledSet.load`.
@@ -114,4 +136,5 @@ def load_set(path: str | os.PathLike[str]) -> DistilledSet | KernelSet:
         jaxdistill.errors.ArtifactError: no.npz does not exist; make one with: jaxdistill distill --out DIR
     """
     meta = read_set(Path(path))[1]
-    return KernelSet.load(path) if "kernel" in meta else DistilledSet.load(path)
+    kind = KernelSet if "kernel" in meta else DistilledSet
+    return kind.load(path, module=module, variables=variables)

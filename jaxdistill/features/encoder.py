@@ -28,6 +28,7 @@ class Program:
 
     Args:
         call: Output for parameters and a batch of inputs in the module's own shape.
+        trained: Names of the parameters that training moves.
         input_shape: Shape of one input as the module takes it.
         num_features: p.
         flatten: Whether outputs of more axes become rows.
@@ -37,6 +38,7 @@ class Program:
     """
 
     call: Callable[[Parameters, Array], Any]
+    trained: tuple[str, ...]
     input_shape: tuple[int, ...]
     num_features: int
     flatten: bool
@@ -58,7 +60,7 @@ class Encoder(AbstractFeatureMap):
 
     Make one with :meth:`of`. Encoders of the package's own networks (:mod:`jaxdistill.networks`) are
     rebuilt from an artifact alone; for any other module pass it again to
-    ``DistilledSet.load(file, module=...)``, which checks that it is the same function.
+    ``jaxdistill.load_set(file, module=...)``, which checks that it is the same function.
 
     Args:
         parameters: Arrays of the module by name.
@@ -124,7 +126,9 @@ class Encoder(AbstractFeatureMap):
         }
         _check_call(pure, shape, layer)
         num_features = _check_output(pure, shape, flatten)
-        program = Program(pure.call, shape, num_features, flatten, np.empty((2, 0)), origin, store)
+        program = Program(
+            pure.call, pure.trained, shape, num_features, flatten, np.empty((2, 0)), origin, store
+        )
         probe = _probe(cls(pure.parameters, program))
         return cls(pure.parameters, Program(**{**program.__dict__, "probe": probe}))
 
@@ -197,7 +201,7 @@ class Encoder(AbstractFeatureMap):
             if own is None:
                 raise ArtifactError(
                     f"the features are those of {settings['module']['class']} (flax {settings['library']}), "
-                    "whose code is not in the file; pass the module: DistilledSet.load(file, module=...)"
+                    "whose code is not in the file; pass the module: jaxdistill.load_set(file, module=...)"
                 )
             module = _standard_module(own)
         if settings["library"] == "linen" and settings["stored"]:
@@ -301,9 +305,14 @@ def _check_output(pure: Pure, shape: tuple[int, ...], flatten: bool) -> int:
     return math.prod(output.shape[1:])
 
 
+def probe_inputs(dim: int) -> np.ndarray:
+    """Two fixed inputs on which a function is tried, shape (2, d)."""
+    return np.sin(np.arange(2 * dim, dtype=np.float64)).reshape(2, -1)
+
+
 def _probe(phi: Encoder) -> np.ndarray:
     """Features of two fixed inputs in float64, after a check that neither sees the other."""
-    x = np.sin(np.arange(2 * phi.num_inputs, dtype=np.float64)).reshape(2, -1)
+    x = probe_inputs(phi.num_inputs)
     together = in_float64(_features, phi, x)
     beside_another = in_float64(_features, phi, np.stack([x[0], 2 * x[1] - 1]))
     check_finite("the features of a probe input", together)

@@ -29,12 +29,14 @@ class Pure:
 
     Args:
         parameters: Every array that the module holds, by name.
+        trained: Names of those that training moves: linen's "params", or ``nnx.Param``.
         call: Output of the whole module, or of the layer that was asked for, from parameters and a batch.
         layers: Names of the layers that a batch passes through.
         library: "linen" or "nnx".
     """
 
     parameters: Parameters
+    trained: tuple[str, ...]
     call: Callable[[Parameters, Array], Any]
     layers: Callable[[Array], list[str]]
     library: str
@@ -149,7 +151,8 @@ def _purify_linen(module: Any, variables: Any, layer: str | None) -> Pure:
         raise InputError(
             f"variables is not a tree of arrays ({_first_line(error)}); pass what module.init returns"
         ) from None
-    return Pure(parameters, call, layers, "linen")
+    trained = tuple(name for name in parameters if name.startswith("params/"))
+    return Pure(parameters, trained, call, layers, "linen")
 
 
 def _purify_nnx(module: Any, layer: str | None) -> Pure:
@@ -188,7 +191,8 @@ def _purify_nnx(module: Any, layer: str | None) -> Pure:
         return [name for name, caught in taps.items() if caught]
 
     parameters = {name: _host(leaf) for name, (_, leaf) in zip(names, paths, strict=True)}
-    return Pure(parameters, call, layers, "nnx")
+    trained = tuple(_name(path) for path, _ in jax.tree.leaves_with_path(nnx.filter_state(rest, nnx.Param)))
+    return Pure(parameters, trained, call, layers, "nnx")
 
 
 def _host(value: Any) -> np.ndarray:

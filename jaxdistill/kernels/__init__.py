@@ -6,6 +6,7 @@ many points, in tiles and under a memory budget, are in :mod:`jaxdistill.kernels
 
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.compose import Normalised, Product, Scaled, Sum
+from jaxdistill.kernels.empirical import EmpiricalNTK
 from jaxdistill.kernels.feature import FeatureKernel
 from jaxdistill.kernels.infinite import NNGP, NTK
 from jaxdistill.kernels.neural_tangents import (
@@ -20,7 +21,7 @@ KINDS: dict[str, type[AbstractKernel]] = {
     kind.kind: kind
     for kind in (
         *(Linear, Polynomial, RBF, Laplace, Matern32, Matern52, RationalQuadratic, NNGP, NTK),
-        *(FeatureKernel, Sum, Product, Scaled, Normalised),
+        *(EmpiricalNTK, FeatureKernel, Sum, Product, Scaled, Normalised),
     )
 }
 
@@ -30,6 +31,7 @@ __all__ = [
     "NTK",
     "RBF",
     "AbstractKernel",
+    "EmpiricalNTK",
     "FeatureKernel",
     "Laplace",
     "Linear",

@@ -80,8 +80,15 @@ class AbstractKernel(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        """Rebuild the kernel from what :meth:`settings` and :meth:`arrays` returned."""
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
+        """Rebuild the kernel from what :meth:`settings` and :meth:`arrays` returned.
+
+        Args:
+            settings: The settings.
+            arrays: The arrays.
+            code: ``module`` and ``variables`` of flax, for a kernel that has a module inside; the others
+                pass over them.
+        """
 
     def normalised(self) -> AbstractKernel:
         """The kernel of unit diagonal, ``k(x, x') / sqrt(k(x, x) k(x', x'))``."""

@@ -32,9 +32,10 @@ class AbstractPair(AbstractKernel):
         return _below("left/", self.left) | _below("right/", self.right)
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
-        return cls(*(rebuild(settings[side], _under(f"{side}/", arrays)) for side in ("left", "right")))  # pyright: ignore[reportCallIssue]
+        sides = (rebuild(settings[side], _under(f"{side}/", arrays), **code) for side in ("left", "right"))
+        return cls(*sides)  # pyright: ignore[reportCallIssue]
 
 
 @final
@@ -146,9 +147,9 @@ class Scaled(AbstractKernel):
         return _below("kernel/", self.kernel)
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
-        return cls(rebuild(settings["kernel"], _under("kernel/", arrays)), float(settings["factor"]))
+        return cls(rebuild(settings["kernel"], _under("kernel/", arrays), **code), float(settings["factor"]))
 
 
 @final
@@ -194,9 +195,9 @@ class Normalised(AbstractKernel):
         return _below("kernel/", self.kernel)
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
-        return cls(rebuild(settings["kernel"], _under("kernel/", arrays)))
+        return cls(rebuild(settings["kernel"], _under("kernel/", arrays), **code))
 
 
 def parts_of(kernel: AbstractKernel) -> dict[str, Any]:
@@ -204,11 +205,11 @@ def parts_of(kernel: AbstractKernel) -> dict[str, Any]:
     return {"kind": kernel.kind, "settings": kernel.settings()}
 
 
-def rebuild(parts: dict[str, Any], arrays: dict[str, np.ndarray]) -> AbstractKernel:
-    """The kernel of :func:`parts_of` and its arrays."""
+def rebuild(parts: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> AbstractKernel:
+    """The kernel of :func:`parts_of` and its arrays, and of a flax module where it has one inside."""
     from jaxdistill.kernels import KINDS
 
-    return KINDS[parts["kind"]].from_parts(parts["settings"], arrays)
+    return KINDS[parts["kind"]].from_parts(parts["settings"], arrays, **code)
 
 
 def _inverse_root(values: Array) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
 from jaxdistill.kernels.base import AbstractKernel, check_rows
 from jaxdistill.linalg import matmul
 
@@ -56,8 +56,9 @@ class FeatureKernel(AbstractKernel):
         return self.features.arrays()
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
-        from jaxdistill.features import KINDS
-
-        return cls(KINDS[settings["kind"]].from_parts(settings["settings"], arrays))
+        kind, own = KINDS[settings["kind"]], settings["settings"]
+        if kind is Encoder:
+            return cls(Encoder.from_parts(own, arrays, **code))
+        return cls(kind.from_parts(own, arrays))

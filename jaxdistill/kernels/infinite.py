@@ -74,9 +74,9 @@ class AbstractWideNetwork(AbstractProductKernel):
         }
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings`."""
-        del arrays
+        del arrays, code
         return cls(**settings)
 
 

@@ -281,7 +281,7 @@ class NeuralTangentsKernel(AbstractKernel):
         )
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Never: nothing was stored.
 
         Raises:

@@ -37,9 +37,9 @@ class Linear(AbstractProductKernel):
         return {}
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from nothing."""
-        del settings, arrays
+        del settings, arrays, code
         return cls()
 
 
@@ -81,7 +81,7 @@ class Polynomial(AbstractProductKernel):
         return {"degree": self.degree, "offset": float(self.offset)}
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings`."""
-        del arrays
+        del arrays, code
         return cls(int(settings["degree"]), float(settings["offset"]))

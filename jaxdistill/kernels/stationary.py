@@ -36,9 +36,9 @@ class AbstractStationary(AbstractProductKernel):
         return {"lengthscale": float(self.lengthscale)}
 
     @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings`."""
-        del arrays
+        del arrays, code
         return cls(**{name: float(value) for name, value in settings.items()})
 
 
