@@ -51,7 +51,7 @@ def main() -> None:
         for size in (10,) if options.quick else (10, 100):
             for support in ("balanced", "kmeans"):
                 rows.once(partial(case.closed, size, support), **setting, method=support, size=size, steps=0)
-        if name == "convolutional" or options.dataset == "digits":
+        if name == "convolutional" or (options.dataset == "digits" and not options.quick):
             steps = options.steps
             rows.once(partial(case.kip, steps), **setting, method="KIP", size=10, steps=steps)
     loaded = sorted({module.split(".")[0] for module in sys.modules} & {"tensorflow", "tf2jax"})
@@ -205,14 +205,14 @@ def _report(rows: list[dict[str, Any]]) -> str:
 
 
 def _pictures(options: Any, task: Task) -> Path:
-    """Real images, and the sets whose images are not real any more."""
-    real = task.preprocess.inverse(task.x[:10])
-    rows = [Row("real", real)]
-    for kernel in KERNELS:
-        for name, title in (("kmeans_10", "class means"), ("KIP_10", "KIP")):
-            path = options.out / "sets" / f"{task.name}_{kernel}_{name}.npy"
-            if path.exists() and (name == "KIP_10" or len(rows) == 1):
-                rows.append(Row(title if name == "kmeans_10" else f"{title},\n{kernel}", np.load(path)))
+    """Real images, class means, and what KIP made of real images."""
+    rows = [Row("real", task.preprocess.inverse(task.x[:10]))]
+    wanted = [("convolutional", "kmeans_10", "class means")]
+    wanted += [(kernel, "KIP_10", f"KIP,\n{kernel}") for kernel in KERNELS]
+    for kernel, name, title in wanted:
+        path = options.out / "sets" / f"{task.name}_{kernel}_{name}.npy"
+        if path.exists():
+            rows.append(Row(title, np.load(path)))
     path = options.figures / f"{options.dataset}_convolutional_ntk.png"
     return draw_rows(rows, task.class_names, path, common.command_line())
 

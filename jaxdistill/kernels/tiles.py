@@ -202,7 +202,7 @@ class TiledKernel:
                 if number >= len(held):
                     jax.block_until_ready(total)  # one tile a device at a time: memory, and an honest bar
                 tile, top, left = self._tile(which, i, j)
-                total = _add_product(tile, wide, total, *np.int64((i, j, top, left)), self.symmetric)
+                total = _add_product(tile, wide, total, *np.array((i, j, top, left)), self.symmetric)
                 held[which] = (wide, total)
             return np.sum([np.asarray(total) for _, total in held], axis=0)[: self.num_rows]
 
@@ -248,7 +248,7 @@ class TiledKernel:
                 which = number % len(sums)
                 jax.block_until_ready(sums[which])
                 strip, top = self._strip(which, i)
-                limits = np.int64((i, top, self.num_rows))
+                limits = np.array((i, top, self.num_rows))
                 sums[which] = _add_squares(strip, targets[which], sums[which], *limits)
             first, second = zip(*(jax.tree.map(np.asarray, pair) for pair in sums), strict=True)
         return (
