@@ -168,7 +168,8 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
             f"Full model on at most {options.teacher} images: {common.percent(rows[0]['accuracy_full'])} %. "
             "Solved labels and KIP see the targets of all training images; projected labels see the full "
             "model alone. The distance is that of the set's function to the full model's, in the kernel's "
-            "space. Published KIP on MNIST, fully connected kernel: 85.5 with 10 images, 97.2 with 100.",
+            "space. Seconds are of a machine that other work shared. Published KIP on MNIST, fully connected "
+            "kernel: 85.5 with 10 images, 97.2 with 100.",
             "",
             common.markdown_table(header, lines),
             *notes,
