@@ -30,7 +30,7 @@ def choose_penalty(
     lams: Any,
     key: Array | None,
     progress: bool,
-    most: int = MOST_EXAMPLES,
+    most: int | None = None,
 ) -> LamSelection:
     """Score every penalty in closed form, on a limited number of training examples.
 
@@ -42,7 +42,7 @@ def choose_penalty(
         lams: Candidates.
         key: Random key, where something is drawn.
         progress: Whether to show a bar.
-        most: Examples that are used at most.
+        most: Examples that are used at most; default 4096.
 
     Returns:
         The scores, and with them the choice.
@@ -71,6 +71,7 @@ def choose_penalty(
     elif validation != "leave-one-out":
         raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
     method = "leave-one-out" if held is None else "validation"
+    most = MOST_EXAMPLES if most is None else most
     if len(x) > most:
         rows = np.sort(_drawn(key, len(x), f"choosing lam on {most} of {n} examples")[:most])
         x, y = x[rows], y[rows]
