@@ -187,7 +187,7 @@ def _report(rows: list[dict[str, Any]]) -> str:
                 common.percent(row["accuracy"]),
                 common.percent(row.get("agreement")),
                 f"{row['distance']:.3f}" if "distance" in row else "-",
-                {True: "yes", False: "no"}.get(row.get("exact"), "-"),
+                ("yes" if row["exact"] else "no") if "exact" in row else "-",
                 f"{row['seconds']:.1f}",
             ]
             for row in rows

@@ -34,7 +34,8 @@ def largest_array(function: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> 
 def _largest(jaxpr: Jaxpr) -> int:
     sizes = [0]
     for eqn in jaxpr.eqns:
-        sizes += [math.prod(out.aval.shape) * out.aval.dtype.itemsize for out in eqn.outvars]
+        made: list[Any] = [out.aval for out in eqn.outvars]
+        sizes += [math.prod(array.shape) * array.dtype.itemsize for array in made]
         for value in jax.tree.leaves(list(eqn.params.values())):
             value = value.jaxpr if isinstance(value, ClosedJaxpr) else value
             if isinstance(value, Jaxpr):
