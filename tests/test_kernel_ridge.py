@@ -12,7 +12,7 @@ from jaxdistill.errors import InputError, KernelError, MemoryBudgetError, Penalt
 from jaxdistill.kernel_ridge import fit_kernel_ridge
 from jaxdistill.kernels.pivoted import pivoted_cholesky
 from jaxdistill.kernels.solve import Preconditioner
-from jaxdistill.kernels.tiles import TiledKernel, Tiling, kernel_matrix, plan_tiles
+from jaxdistill.kernels.tiles import TiledKernel, Tiling, kernel_diagonal, kernel_matrix, plan_tiles
 from jaxdistill.linalg import in_float64
 
 KEY = jax.random.key(0)
@@ -52,6 +52,44 @@ def test_tiles_of_any_size_make_the_matrix_and_its_products(n, m, entries, symme
         square, right = operator.normal_equations(whole[:, :1])
         np.testing.assert_allclose(square, whole.T @ whole, rtol=1e-9)
         np.testing.assert_allclose(right, whole.T @ whole[:, :1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("entries", [None, 12, 1])
+@pytest.mark.parametrize(("n", "m"), [(7, 5), (40, 33), (9, None)])
+def test_tiles_of_kernels_with_a_workspace_are_few_or_filled_up(n, m, entries, monkeypatch):
+    kernel = kernels.from_neural_tangents(lambda a, b, get: jax.numpy.exp(a @ b.T / 4))
+    x = points(0, n)
+    z = x if m is None else points(1, m)
+    if entries is not None:
+        workspace = kernel.workspace(4, np.float64)
+        monkeypatch.setattr("jaxdistill.kernels.tiles.WORKSPACE", entries * workspace)
+    operator = TiledKernel.of(kernel, x, None if m is None else z)
+    size = operator.tiling.rows * operator.tiling.columns
+    assert size <= entries if entries else size in (32**2, 64**2)
+    whole = np.exp(x @ z.T / 4)
+    np.testing.assert_allclose(operator.to_matrix(), whole, rtol=1e-12)
+    v = points(2, len(z), 3)
+    np.testing.assert_allclose(operator.matmul(v), whole @ v, rtol=1e-10, atol=1e-10)
+    square, right = operator.normal_equations(whole[:, :1])
+    np.testing.assert_allclose(square, whole.T @ whole, rtol=1e-10)
+    np.testing.assert_allclose(right, whole.T @ whole[:, :1], rtol=1e-10)
+    np.testing.assert_allclose(kernel_diagonal(kernel, x), np.exp(np.sum(x**2, axis=1) / 4), rtol=1e-12)
+
+
+def test_kernels_with_a_workspace_are_compiled_once_for_many_sizes():
+    from jaxdistill.kernels.tiles import _entries
+
+    kernel = kernels.from_neural_tangents(lambda a, b, get: a @ b.T)
+    before = _entries._cache_size()
+    for n, m in ((3, 32), (11, 7), (20, 25)):
+        kernel_matrix(kernel, points(0, n), points(1, m))
+        kernel_matrix(kernel, points(0, n))
+    assert _entries._cache_size() == before + 1
+    assert plan_tiles(300, 10, np.float64, workspace=2**18) == plan_tiles(
+        260, 31, np.float64, workspace=2**18
+    )
+    with pytest.raises(MemoryBudgetError, match="1048608 bytes"):
+        plan_tiles(300, 10, np.float64, memory=2**20, workspace=2**20)
 
 
 def test_products_with_many_inputs_compile_once_and_run_in_their_precision():
