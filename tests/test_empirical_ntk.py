@@ -251,6 +251,14 @@ def test_chunks_change_nothing_and_compile_once(made, derivatives):
     np.testing.assert_allclose(in_float64(loss, x, small), in_float64(loss, x, whole), rtol=1e-9, atol=1e-12)
 
 
+def test_accelerators_make_all_jacobians_of_a_chunk_at_once(made, monkeypatch):
+    kernel, x = made["linen conv"], points(14, 3)
+    expected = in_float64(matrix, kernel, x, x)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found = in_float64(jax.jit(lambda x, z: empirical._matrix.__wrapped__(kernel, x, z)), x, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("memory", [2, 3, 10, 64, 700, 10**6])
 @pytest.mark.parametrize(("held", "passing", "outputs"), [(1, 1, 1), (5, 9, 3), (300, 5000, 10), (700, 0, 7)])
 def test_plans_fit_the_budget_and_waste_nothing(memory, held, passing, outputs):
@@ -398,6 +406,8 @@ def test_bad_input_is_refused_with_the_cure(made):
         EmpiricalNTK.of(nnx_module(), input_shape=(5, 5, 1))
     with pytest.raises(InputError, match="changes when it is called"):
         EmpiricalNTK.of(NnxConv(), input_shape=SHAPE)
+    with pytest.raises(InputError, match="memory is nan"):
+        linen_kernel(MLP, memory=np.nan)
     with pytest.raises(MemoryBudgetError, match="cannot hold two derivatives"):
         linen_kernel(MLP, memory=100)
     kernel = made["linen mlp"]

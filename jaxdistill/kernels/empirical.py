@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.features.encoder import Encoder, probe_inputs
-from jaxdistill.kernels.base import AbstractKernel, check_rows
+from jaxdistill.kernels.base import AbstractKernel, check_number, check_rows
 from jaxdistill.linalg import in_float64, matmul
 from jaxdistill.memory import available_bytes, format_bytes
 
@@ -151,7 +151,10 @@ class EmpiricalNTK(AbstractKernel):
 
     @classmethod
     def _checked(cls, encoder: Encoder, memory: float | None) -> Self:
-        budget = int(min(_MOST_MEMORY, available_bytes() / 4) if memory is None else memory)
+        if memory is None:
+            memory = min(_MOST_MEMORY, available_bytes() / 4)
+        check_number("memory", memory)
+        budget = int(memory)
         made = cls(encoder, budget)
         smallest = 2 * 8 * made._num_trained
         if smallest == 0:
@@ -200,6 +203,7 @@ class EmpiricalNTK(AbstractKernel):
         """Derivatives of combinations of outputs, a matrix for every parameter, a row for every input."""
         trained = {name: jnp.asarray(value).astype(x.dtype) for name, value in self._trained().items()}
 
+        @jax.checkpoint
         def one(row: Array) -> dict[str, Array]:
             def function(parameters: dict[str, Array]) -> Array:
                 return replace(self.encoder, parameters=self.encoder.parameters | parameters)(row)
@@ -209,7 +213,9 @@ class EmpiricalNTK(AbstractKernel):
                 (derivatives,) = jax.vmap(jax.vjp(function, trained)[1])(outputs)
             return {name: value.reshape(-1) for name, value in derivatives.items()}
 
-        return list(jax.lax.map(jax.checkpoint(one), x).values())
+        # Weight gradients of many inputs at once are grouped convolutions, which are slow on a CPU.
+        every = partial(jax.lax.map, one) if jax.default_backend() == "cpu" else jax.vmap(one)
+        return list(every(x).values())
 
     def settings(self) -> dict[str, Any]:
         """Module, layer, shapes, and the hash of the parameters."""
