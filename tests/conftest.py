@@ -33,6 +33,13 @@ def strict_types() -> Iterator[None]:
     assert jnp.zeros(()).dtype == before
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_code_is_let_go() -> Iterator[None]:
+    """Every compiled function maps memory, and a process may have 65 530 maps on Linux: then XLA crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def problem() -> dict[str, np.ndarray]:
     """A classification problem with d = 12, k = 3."""
