@@ -16,15 +16,13 @@ from jaxdistill.cli_features import (
 )
 from jaxdistill.commands import (
     add_output_options,
-    chosen_penalty,
+    certify_and_write,
     default_ipc,
     given,
     load_and_fit,
     number,
     writable_folder,
-    write_files,
 )
-from jaxdistill.report import describe, print_report, seconds_of
 
 REALISTIC = ("closest", "features", "inverse", "fixed")
 STARTS = ("real", "noise", "closed", "preimages")
@@ -76,7 +74,6 @@ def distill(options: argparse.Namespace) -> int:
     lam_s = number("lam_s", options.lam_s, ("auto",) if chosen.is_kernel else ("max", "auto"))
     progress = sys.stderr.isatty() and not options.json
 
-    from jaxdistill.certify import certify
     from jaxdistill.pipeline import Stopwatch
 
     watch = Stopwatch()
@@ -84,17 +81,7 @@ def distill(options: argparse.Namespace) -> int:
     make = _kernel_set if chosen.is_kernel else _feature_set
     with watch.stage("distill"):
         small = make(options, task, model, lam_s, progress).with_context(task.preprocess, task.class_names)
-    with watch.stage("certify"):
-        certificate = certify(model, small, task.x_test, task.y_test, progress=progress)
-        small = small.with_certificate(certificate)
-    with watch.stage("write"):
-        files = write_files(folder, small, task)
-    report = describe(task.name, small, certificate.to_dict()) | {
-        **chosen_penalty(model),
-        "files": files,
-        "seconds": seconds_of(watch.seconds),
-    }
-    print_report(report, options.json)
+    certify_and_write(options, task, model, small, folder, watch, progress)
     return 0
 
 

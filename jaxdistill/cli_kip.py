@@ -12,15 +12,14 @@ from typing import Any
 from jaxdistill.cli_features import add_data_options, chosen_features
 from jaxdistill.commands import (
     add_output_options,
-    chosen_penalty,
+    certify_and_write,
     default_ipc,
     given,
     load_and_fit,
     number,
     writable_folder,
-    write_files,
 )
-from jaxdistill.report import describe, print_report, seconds_of, share
+from jaxdistill.report import seconds_of, share
 
 
 def add_kip_options(parser: argparse.ArgumentParser) -> None:
@@ -69,25 +68,13 @@ def kip(options: argparse.Namespace) -> int:
     lam = number("lam", options.lam, ("auto",))
     progress = sys.stderr.isatty() and not options.json
 
-    from jaxdistill.certify import certify
     from jaxdistill.pipeline import Stopwatch
 
     watch = Stopwatch()
     task, model = load_and_fit(options, chosen, lam, watch, progress)
     with watch.stage("distill"):
         result = _train(options, task, model, progress)
-    with watch.stage("certify"):
-        certificate = certify(model, result.small, task.x_test, task.y_test, progress=progress)
-        small = result.small.with_certificate(certificate)
-    with watch.stage("write"):
-        files = write_files(folder, small, task)
-    report = describe(task.name, small, certificate.to_dict()) | {
-        **chosen_penalty(model),
-        "kip": result.to_dict(),
-        "files": files,
-        "seconds": seconds_of(watch.seconds),
-    }
-    print_report(report, options.json)
+    certify_and_write(options, task, model, result.small, folder, watch, progress, kip=result.to_dict())
     return 0
 
 

@@ -109,6 +109,45 @@ def number(name: str, text: str | None, words: tuple[str, ...]) -> Any:
         raise PenaltyError(f"{name} is {text!r}; give a number or {' or '.join(words)}") from None
 
 
+def certify_and_write(
+    options: argparse.Namespace,
+    task: Any,
+    model: Any,
+    small: Any,
+    folder: Path,
+    watch: Any,
+    progress: bool,
+    **more: Any,
+) -> None:
+    """Certify a set, write it and print the report: where every command that makes a set ends.
+
+    Args:
+        options: What the parser made of the command.
+        task: The data.
+        model: The full model.
+        small: The set, with its way back to images.
+        folder: Where to write.
+        watch: Stopwatch of the stages.
+        progress: Whether to show bars.
+        more: Further entries of the report.
+    """
+    from jaxdistill.certify import certify
+    from jaxdistill.report import describe, print_report, seconds_of
+
+    with watch.stage("certify"):
+        certificate = certify(model, small, task.x_test, task.y_test, progress=progress)
+        small = small.with_certificate(certificate)
+    with watch.stage("write"):
+        files = write_files(folder, small, task)
+    report = describe(task.name, small, certificate.to_dict()) | {
+        **chosen_penalty(model),
+        **more,
+        "files": files,
+        "seconds": seconds_of(watch.seconds),
+    }
+    print_report(report, options.json)
+
+
 def writable_folder(name: str) -> Path:
     """The output folder, checked before any work is done; it is made only when there is output."""
     folder = Path(name)
