@@ -135,6 +135,12 @@ parameters = init(jax.random.key(0), x.shape)[1]
 for implementation in (1, 2):
     found = nt.empirical_ntk_fn(apply, implementation=implementation)(x, None, parameters)
     assert found.shape == (2, 2)
+kernel = jd.kernels.from_neural_tangents(kernel_fn, shape=(6, 6, 1))
+x, y = jax.numpy.cos(jax.numpy.arange(72.0)).reshape(2, 36), jax.numpy.eye(2)
+model = jd.fit_kernel_ridge(kernel, x, y, lam=0.1)
+small = jd.distill_kernel(model, x, y, ipc=1, labels="projected", key=jax.random.key(1))
+assert jd.certify(model, small).exact
+assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "tf2jax")]
 """
 
 AFTER_A_FAILURE = """
