@@ -54,10 +54,9 @@ def draw_heat_maps(
     height = 1.9 + 0.42 * max(len(one.rows) for one in maps)
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    picture = None
     plots = figure.subplots(1, len(maps), squeeze=False)[0]
     for number, (axes, one) in enumerate(zip(plots, maps, strict=True)):
-        picture = axes.imshow(one.values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
+        axes.imshow(one.values, cmap="viridis", vmin=low, vmax=high, aspect="auto")
         for (i, j), value in np.ndenumerate(one.values):
             if np.isnan(value):
                 continue
@@ -73,7 +72,7 @@ def draw_heat_maps(
         if number == 0:
             axes.set_ylabel(row_label, fontsize=9)
     beyond = "min" if np.nanmin(values) < low else "neither"
-    bar = figure.colorbar(picture, ax=list(plots), pad=0.01, extend=beyond)
+    bar = figure.colorbar(plots[0].images[0], ax=list(plots), pad=0.01, extend=beyond)
     bar.set_label(unit, fontsize=9)
     bar.ax.tick_params(labelsize=8)
     if note:
