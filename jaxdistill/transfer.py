@@ -94,9 +94,9 @@ def transfer(
 
     The set's own penalty belongs to its own features, and with it come labels that no other penalty
     understands: ``Ys = f_s(Xs) + lam_s a``, where f_s is the model that the set trains to and a are its
-    coefficients. Soft labels are ``f_s(Xs)`` alone. For closed-form sets of ten MNIST images per class, made for
-    linear, network, Fourier, encoder, RBF and NTK models, they carried over better than the classes to every
-    other model; for sets of KIP they did not always (``experiments/kernel_transfer.py``).
+    coefficients. Soft labels are ``f_s(Xs)`` alone. For closed-form sets of ten MNIST images per class, made
+    for linear, network, Fourier, encoder, RBF and NTK models, they carried over better than the classes to
+    every other model; for sets of KIP they did not always (``experiments/kernel_transfer.py``).
 
     Args:
         small: Any distilled set.
@@ -108,7 +108,8 @@ def transfer(
             "own", the labels of the set as they are.
         lam: Penalty; or "auto", by leave-one-out on the set, relative to ``tr(K) / m``. Default: a tenth of
             ``tr(K) / m``. A set is made and not drawn, so its examples say little of each other, and
-            leave-one-out may choose badly.
+            leave-one-out may choose badly; with one example per class, where each of them leaves a class out,
+            it fails.
         progress: Whether to show bars.
 
     Returns:
