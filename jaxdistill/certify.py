@@ -208,7 +208,8 @@ def _retrain(features: AbstractFeatureMap, x: Array, y: Array, lam: Array) -> tu
 
 
 def _retrain_float32(small: DistilledSet) -> np.ndarray:
-    with jax.enable_x64(False):
+    # What float32 cannot hold becomes infinite, and shows as an error of the weights retrained from it.
+    with jax.enable_x64(False), np.errstate(over="ignore"):
         narrow = (np.float32(small.x), np.float32(small.y), np.float32(small.lam))
         return np.asarray(_retrain(small.features, *narrow)[0], np.float64)
 

@@ -1,5 +1,6 @@
 """The infinite networks against neural-tangents and against wide finite ones; neural-tangents' own import."""
 
+import dataclasses
 import importlib.metadata
 import subprocess
 import sys
@@ -188,6 +189,12 @@ def test_bad_input_is_refused_with_the_cure():
         kernel.matrix(jnp.ones((2, 9)), jnp.ones((2, 9)))
     with pytest.raises(ArtifactError, match="no file can hold"):
         kernel.settings()
+    # A convolution is given rows, or images of another rank, and says so in one line.
+    images = dataclasses.replace(small_convolution(), shape=None)
+    with pytest.raises(InputError, match=r"examples of shape \(36,\) .*; pass shape=\(H, W, C\)"):
+        images.matrix(jnp.ones((2, 36)), jnp.ones((2, 36)))
+    with pytest.raises(InputError, match=r"examples of shape \(6, 6\) .*; pass their real shape"):
+        dataclasses.replace(images, shape=(6, 6)).matrix(jnp.ones((2, 36)), jnp.ones((2, 36)))
 
 
 def small_convolution(pool=True):

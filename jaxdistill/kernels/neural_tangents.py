@@ -230,7 +230,8 @@ class NeuralTangentsKernel(AbstractKernel):
         """All pairs of (n, d) and (m, d) inputs, in blocks where an entry takes much memory.
 
         Raises:
-            InputError: inputs that are not rows of floats of one length, or of another than the examples.
+            InputError: inputs that are not rows of floats of one length, or of another than the examples, or
+                of a shape that the architecture does not take.
             MemoryBudgetError: one entry does not fit.
         """
         check_rows(x, z)
@@ -248,9 +249,18 @@ class NeuralTangentsKernel(AbstractKernel):
         return _measure(self.kernel_fn, self.get, self.shape, dim)
 
     def _block(self, x: Array, z: Array) -> Float[Array, "a b"]:
+        examples = self._examples(x), self._examples(z)
         # The library mixes types of numbers, which is its own business.
         with jax.numpy_dtype_promotion("standard"):
-            return self.kernel_fn(self._examples(x), self._examples(z), self.get).astype(x.dtype)
+            try:
+                values = self.kernel_fn(*examples, self.get)
+            except (IndexError, TypeError, ValueError) as error:
+                cure = "pass shape=(H, W, C) for images" if self.shape is None else "pass their real shape"
+                raise InputError(
+                    f"the kernel function does not take examples of shape {examples[0].shape[1:]} "
+                    f"({str(error).splitlines()[0][:120]}); {cure}"
+                ) from error
+            return values.astype(x.dtype)
 
     def _most_entries(self, x: Array) -> int:
         workspace, free = self.workspace(x.shape[1], x.dtype), available_bytes()
