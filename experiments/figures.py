@@ -61,7 +61,7 @@ def main() -> None:
 
 def _model(task: Task, kind: str) -> RidgeModel:
     key_features, key_split, _ = split_keys(0)
-    options = FeatureOptions(kind, activation="tanh" if kind == "encoder" else "leaky_relu")
+    options = FeatureOptions(kind, activation="tanh" if kind == "encoder" else None)
     phi = make_features(options, task.x, key_features, shape=task.preprocess.shape, y=task.y)
     return fit_ridge(
         phi, task.x, task.y, validation=parse_validation("auto", len(task.x)), key=key_split, progress=True

@@ -12,6 +12,7 @@ import pytest
 
 from jaxdistill import kernels
 from jaxdistill.errors import ArtifactError, InputError, MemoryBudgetError
+from jaxdistill.kernels.convolve import convolve
 from jaxdistill.linalg import in_float64
 
 D = 7
@@ -203,6 +204,52 @@ def small_convolution(pool=True):
         last = [stax.GlobalAvgPool()] if pool else [stax.Flatten()]
         kernel_fn = stax.serial(stax.Conv(1, (3, 3), padding="SAME"), stax.Relu(), *last, stax.Dense(1))[2]
     return kernels.from_neural_tangents(kernel_fn, shape=(6, 6, 1))
+
+
+# Under jaxlib 0.10 the convolution of XLA reads before its input here, and the process dies.
+CRASH = """
+import jax, numpy as np
+from jaxdistill.kernels import from_neural_tangents, import_neural_tangents
+jax.config.update("jax_enable_x64", True)
+stax = import_neural_tangents().stax
+layers = [stax.Conv(1, (3, 3), padding="SAME"), stax.AvgPool((2, 2), (2, 2), "SAME"), stax.GlobalAvgPool()]
+kernel = from_neural_tangents(stax.serial(*layers, stax.Dense(1))[2], shape=(8, 8, 1))
+for n in (4, 12, 20):
+    jax.jit(lambda x: kernel.matrix(x, x))(np.ones((n, 64))).block_until_ready()
+"""
+
+
+def test_a_padded_convolution_of_images_8_wide_does_not_end_the_process():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", CRASH], check=True)
+
+
+@pytest.mark.parametrize(
+    "layout", [("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NHWC"), ("CNHW", "HWIO", "HWNC")]
+)
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", [(1, 2), (0, 1)]])
+def test_a_sum_of_shifted_inputs_is_a_convolution(layout, strides, padding):
+    sizes, rng = {"N": 3, "H": 7, "W": 9, "C": 1, "O": 1, "I": 1}, np.random.default_rng(0)
+    x = rng.standard_normal([sizes[axis] for axis in layout[0]])
+    w = rng.standard_normal([{**sizes, "H": 3, "W": 2}[axis] for axis in layout[1]])
+
+    def both(dtype):
+        arrays = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+        return [
+            jax.value_and_grad(
+                lambda x, w, f=f: jnp.sum(jnp.sin(f(x, w, strides, padding, dimension_numbers=layout))),
+                (0, 1),
+            )(*arrays)
+            for f in (convolve, jax.lax.conv_general_dilated)
+        ]
+
+    with jax.enable_x64(True):
+        ours, theirs = both(np.float64)
+        for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+        # Whatever else is asked for is left to JAX.
+        for f in (convolve, jax.lax.conv_general_dilated):
+            assert f(jnp.ones((1, 2, 5, 5)), jnp.ones((3, 2, 2, 2)), (1, 1), "VALID").shape == (1, 3, 4, 4)
 
 
 def test_the_workspace_grows_with_pairs_of_pixels_where_they_are_pooled_and_adds_up():

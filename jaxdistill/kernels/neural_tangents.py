@@ -30,6 +30,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import ArtifactError, InputError, MemoryBudgetError
 from jaxdistill.kernels.base import AbstractKernel, check_rows
 from jaxdistill.kernels.blocks import WORKSPACE, in_blocks, largest_array
+from jaxdistill.kernels.convolve import convolve
 from jaxdistill.memory import available_bytes, format_bytes
 from jaxdistill.names import check_choice
 
@@ -158,9 +159,12 @@ def _keep_names(package: types.ModuleType) -> None:
     """Leave the lent names with neural-tangents alone, which asks for some of them when it is used."""
     own = _View(core, _core_names())
     view = _View(jax, {"core": own})
+    replaced: list[tuple[str, Any, Any]] = [("core", core, own), ("jax", jax, view)]
+    if jax.__version_info__ < (0, 11):
+        replaced.append(("lax", jax.lax, _View(jax.lax, {"conv_general_dilated": convolve})))
     for name, module in list(sys.modules.items()):
         if name.startswith(package.__name__ + "."):
-            for attribute, real, replacement in (("core", core, own), ("jax", jax, view)):
+            for attribute, real, replacement in replaced:
                 if vars(module).get(attribute) is real:
                     setattr(module, attribute, replacement)
 
