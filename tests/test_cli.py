@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,18 +171,3 @@ def test_importing_the_package_stays_light():
     code = f"import sys, jaxdistill; print([m for m in '{heavy}'.split() if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_readme_keeps_its_two_promises_and_its_python_blocks_run(tmp_path, monkeypatch):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert "python -m pip install -e . && jaxdistill distill\n" in readme
-    assert "python -m pip install -e '.[test]' && python -m pytest\n" in readme
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    blocks = readme.split("```python\n")[1:]
-    assert len(blocks) >= 3
-    import jax
-
-    with jax.numpy_dtype_promotion("standard"):
-        for block in blocks:
-            exec(block.split("```")[0], names)

@@ -1,0 +1,43 @@
+"""Experiments start, write what they promise, and resume; those that are quick enough."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+WRITES = {
+    "figures": [
+        f"figures/digits_{name}.png" for name in ("linear", "network_noise", "overview", "realistic")
+    ],
+    "ntk_mnist": ["figures/digits_ntk.png", "results/digits_ntk.md", "results/digits_ntk.jsonl"],
+}
+
+
+def run(name, *words, folder):
+    command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--quick", *words]
+    # Compiled in full, as users' processes are: that code has crashed where code compiled in haste had not.
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    return subprocess.run(
+        command, cwd=folder, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_the_quick_run_writes_its_tables_and_pictures(name, tmp_path):
+    run(name, folder=tmp_path)
+    assert [path for path in WRITES[name] if not (tmp_path / "quick" / path).stat().st_size] == []
+
+
+def test_a_run_that_was_killed_computes_only_what_is_missing(tmp_path):
+    words = ("--networks", "mlp", "--labels", "hard")
+    assert run("transfer", *words, folder=tmp_path).count("network=mlp") == 4
+    assert "mlp" in (tmp_path / "quick" / "results" / "digits_transfer.md").read_text()
+    rows = tmp_path / "quick" / "results" / "digits_transfer.jsonl"
+    whole = rows.read_text().splitlines()
+    rows.write_text("\n".join([*whole[:3], whole[3][:40]]))  # cut off while the last row was written
+    again = run("transfer", *words, folder=tmp_path)
+    assert again.count("network=mlp") == 1 and "source=encoder" in again
+    assert len(rows.read_text().splitlines()) == 4
