@@ -1,6 +1,5 @@
 """Experiments start, write what they promise, and resume; those that are quick enough."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,7 @@ WRITES = {
 
 def run(name, *words, folder):
     command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--quick", *words]
-    # Compiled in full, as users' processes are: that code has crashed where code compiled in haste had not.
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    return subprocess.run(
-        command, cwd=folder, env=environment, check=True, capture_output=True, text=True
-    ).stdout
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("name", WRITES)

@@ -34,4 +34,4 @@ def convolve(lhs: Array, rhs: Array, window_strides: Any, padding: Any, **more: 
         return padded[(..., *map(slice, tap, ends, window_strides))]
 
     total = sum(filters[tap] * shifted(tap) for tap in np.ndindex(*filters.shape))
-    return jnp.transpose(jnp.asarray(total), np.argsort(layout.out_spec))
+    return jnp.transpose(jnp.asarray(total), np.argsort(layout.out_spec).tolist())
