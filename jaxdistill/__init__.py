@@ -7,6 +7,7 @@ regression returns the same B; a certificate proves it by retraining from what w
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from jaxdistill import clock as clock  # first, so that it starts
 from jaxdistill import errors, features, kernels
 from jaxdistill.artifact import DistilledSet
 from jaxdistill.baselines import baseline

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
+from time import perf_counter
 from typing import Any
 
-import psutil
-
+from jaxdistill.clock import STARTED
 from jaxdistill.kernel_set import KernelSet
 
 
@@ -38,8 +37,8 @@ def describe(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str,
 
 
 def seconds_of(stages: dict[str, float]) -> dict[str, float]:
-    """Seconds of each stage, and of the whole process from its start, imports included."""
-    total = time.time() - psutil.Process().create_time()
+    """Seconds of each stage, and in all since the package began to be imported."""
+    total = perf_counter() - STARTED
     return {name: round(value, 3) for name, value in (stages | {"total": total}).items()}
 
 
