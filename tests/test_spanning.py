@@ -1,5 +1,6 @@
 """The spanning equations: counting, the step, the solver, its box, its pull and its refusals."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from helpers import compiled, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdistill.distill import spanning_solver as solver
 from jaxdistill.distill.spanning import (
     least_squares_mix,
     orthonormal_basis,
@@ -216,3 +218,17 @@ def test_what_does_not_fit_into_memory_is_refused_before_any_work(trained, monke
     monkeypatch.setenv("JAXDISTILL_MEMORY_LIMIT", "1K")
     with pytest.raises(MemoryBudgetError, match="spanning equations"):
         solve_spanning(network(), weights, x[:9])
+
+
+def test_kinks_where_descent_stalls_are_passed_uphill_and_the_best_is_kept(monkeypatch):
+    outcomes = []
+    for seed, uphill in itertools.product(range(1, 4), (solver.DOWNHILL, solver.UPHILL)):
+        monkeypatch.setattr(solver, "UPHILL", uphill)
+        rng = np.random.default_rng(seed)
+        phi = RandomNetwork.create(16, widths=(32,), activation="leaky_relu", key=jax.random.key(seed))
+        weights, start = rng.standard_normal((32, 3)), rng.standard_normal((8, 16))
+        found = solve_spanning(phi, weights, start)
+        left = np.linalg.svd(weights, full_matrices=False)[0] - features_of(phi, found.x).T @ found.mix
+        assert found.report.residual == pytest.approx(np.linalg.norm(left) / K**0.5, rel=1e-6, abs=1e-13)
+        outcomes.append(found.report.outcome.name)
+    assert outcomes == ["STALLED", "REACHED"] * 3

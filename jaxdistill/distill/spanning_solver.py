@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from time import perf_counter
@@ -38,8 +39,12 @@ MOST_ITERATIONS = 200
 INNER_TOLERANCE = 1e-2
 # Damping of the first step.
 FIRST_DAMPING = 1e-2
-# A solver that has not come 5% nearer in so many steps has stalled.
-PATIENCE, PROGRESS = 30, 0.95
+# A solver that has not come 5% nearer in so many steps has stalled. One that only descends gives up sooner,
+# if it has not come twice as near: where the slopes of phi jump (LeakyReLU), descent creeps along the kinks.
+# Then it begins anew, and takes steps that raise the residual to at most so many times the best so far. They
+# find more sets, which are further from where they started.
+PATIENCE, PROGRESS, PROGRESS_DOWNHILL = 30, 0.95, 0.5
+DOWNHILL, UPHILL = 1.0, 2.0
 # Rounding of phi(Xs)^T M in float64: a multiple of eps that grows with the size of the sum.
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
 
@@ -195,29 +200,39 @@ class _Run:
         self.steps, self.deadline, self.taken = steps, deadline, 0
         self.bar: Any = None
 
-    def step(self, problem: SpanningProblem, states: SpanningState, pull: float = 0.0) -> SpanningState:
+    def step(
+        self, problem: SpanningProblem, states: SpanningState, *, pull: float = 0.0, uphill: float = DOWNHILL
+    ) -> SpanningState:
         function = partial(spanning_steps, method=self.method, most_iterations=MOST_ITERATIONS)
-        states = in_float64(function, self.phi, problem, states, pull, INNER_TOLERANCE)
+        states = in_float64(function, self.phi, problem, states, pull, uphill, INNER_TOLERANCE)
         self.taken += 1
         self.bar.update()
         self.bar.set_postfix_str(f"residual {np.min(states.residual):.1e}", refresh=False)
         return states
 
     def until_reached(
-        self, problem: SpanningProblem, states: SpanningState
+        self, problem: SpanningProblem, begun: SpanningState
     ) -> tuple[SpanningState, SpanningOutcome]:
-        """Step until the first start is exact; a start that is not better stays where it is."""
-        marks = [np.min(states.residual)]
-        while marks[-1] > self.tolerance:
-            if self.taken >= self.steps:
-                return states, SpanningOutcome.STEPS
-            if perf_counter() >= self.deadline:
-                return states, SpanningOutcome.SECONDS
-            if len(marks) > PATIENCE and marks[-1] > PROGRESS * marks[-1 - PATIENCE]:
-                return states, SpanningOutcome.STALLED
-            states = self.step(problem, states)
-            marks.append(np.min(states.residual))
-        return states, SpanningOutcome.REACHED
+        """Step until the first start is exact: downhill, then with steps uphill; the best states are kept."""
+        kept = states = begun
+
+        def end(outcome: SpanningOutcome) -> tuple[SpanningState, SpanningOutcome]:
+            return dataclasses.replace(kept, iterations=states.iterations), outcome
+
+        for uphill, progress in ((DOWNHILL, PROGRESS_DOWNHILL), (UPHILL, PROGRESS)):
+            states = dataclasses.replace(begun, iterations=states.iterations)
+            marks = [np.min(begun.residual)]
+            while len(marks) <= PATIENCE or marks[-1] <= progress * marks[-1 - PATIENCE]:
+                if marks[-1] <= self.tolerance:
+                    return end(SpanningOutcome.REACHED)
+                if self.taken >= self.steps:
+                    return end(SpanningOutcome.STEPS)
+                if perf_counter() >= self.deadline:
+                    return end(SpanningOutcome.SECONDS)
+                states = self.step(problem, states, uphill=uphill)
+                kept = _nearer(states, kept)
+                marks.append(min(marks[-1], np.min(states.residual)))
+        return end(SpanningOutcome.STALLED)
 
     def drawn_back(self, problem: SpanningProblem, states: SpanningState, rounds: int) -> SpanningState:
         """Draw exact sets back to their starts while that brings them nearer, and make them exact again."""
@@ -262,16 +277,30 @@ def _prepare(
     def begin(x: Array) -> SpanningState:
         features = phi(x)
         mix = least_squares_mix(features, basis) if fitted else spanning_mix(features, basis, sharpness)
+        residual = relative_residual(features, mix, basis)
         return SpanningState(
             x=x,
             mix=mix,
-            residual=relative_residual(features, mix, basis),
+            residual=residual,
+            best=residual,
             damping=jnp.asarray(FIRST_DAMPING, x.dtype),
             held=jnp.zeros(x.shape, bool),
             iterations=jnp.zeros((), jnp.int64),
         )
 
     return SpanningProblem(basis, starts, low, high, mobility), jax.vmap(begin)(x)
+
+
+def _nearer(states: SpanningState, kept: SpanningState) -> SpanningState:
+    """Of every start the state of the smaller residual; in NumPy, which keeps float64."""
+    lower = np.asarray(states.residual) < np.asarray(kept.residual)
+    if lower.all() or not lower.any():
+        return states if lower.all() else kept
+
+    def choose(new: Any, old: Any) -> np.ndarray:
+        return np.where(lower.reshape(-1, *[1] * (np.ndim(new) - 1)), new, old)
+
+    return jax.tree.map(choose, states, kept)
 
 
 def _best(residuals: np.ndarray, distances: np.ndarray, tolerance: float) -> int:

@@ -34,8 +34,8 @@ _FLATTEST = 1e-6
 # Added to the preconditioner alone, relative to the mean diagonal: keeps its float32 Cholesky factor real.
 _STABLE = 1e-4
 # Damping after a step: much less where it halved the residual, a little less where it helped at all, more
-# where it did not. The least is of the order of float32's rounding.
-_SHRINK, _EASE, _GROW = 0.1, 0.5, 8.0
+# where it went uphill, much more where it was not taken. The least is of the order of float32's rounding.
+_SHRINK, _EASE, _CLIMB, _GROW = 0.1, 0.5, 2.0, 8.0
 _LEAST_DAMPING, _LEAST_REJECTED = 1e-8, 1e-6
 
 
@@ -52,6 +52,7 @@ def spanning_steps(
     problem: SpanningProblem,
     states: SpanningState,
     pull: Array,
+    uphill: Array,
     tolerance: Array,
     *,
     method: SpanningMethod,
@@ -61,7 +62,7 @@ def spanning_steps(
 
     def one(state: SpanningState, start: Array) -> SpanningState:
         own = SpanningProblem(problem.basis, start, problem.low, problem.high, problem.mobility)
-        return spanning_step(phi, own, state, pull, tolerance, method, most_iterations)
+        return spanning_step(phi, own, state, pull, uphill, tolerance, method, most_iterations)
 
     return jax.vmap(one)(states, problem.start)
 
@@ -71,11 +72,12 @@ def spanning_step(
     problem: SpanningProblem,
     state: SpanningState,
     pull: Float[Array, ""],
+    uphill: Float[Array, ""],
     tolerance: Float[Array, ""],
     method: SpanningMethod,
     most_iterations: int,
 ) -> SpanningState:
-    """Take the step where it lowers the residual, and damp the next one more where it does not.
+    """Take the step where it lowers the residual, or keeps it near the best; damp the next accordingly.
 
     The residual is computed in the precision of the state, everything about the step in float32: an
     inexact step costs a few more steps and no accuracy.
@@ -86,6 +88,7 @@ def spanning_step(
         state: Where to step from.
         pull: Share of the way back to the start that the step takes within the solutions of the linearised
             equations; a step with pull is always taken.
+        uphill: A step is taken if the residual stays below so many times the best so far; 1 only descends.
         tolerance: Relative residual at which conjugate gradients stop.
         method: How the linear equations are solved.
         most_iterations: Conjugate gradient iterations at most.
@@ -146,19 +149,22 @@ def spanning_step(
     direction = push(multiplier).astype(wide) * size + back
     proposed = state.x + jnp.where(state.held, 0.0, direction)
     new_x = jnp.clip(proposed, problem.low, problem.high)
-    change = (moved * matmul(narrow, multiplier)).astype(wide) * size
-    new_mix = state.mix + matmul(change, unturn)
+    mix_change = (moved * matmul(narrow, multiplier)).astype(wide) * size
+    new_mix = state.mix + matmul(mix_change, unturn)
     residual = relative_residual(phi(new_x), new_mix, problem.basis)
-    better = (residual < state.residual) | ((pull > 0) & jnp.isfinite(residual))
+    taken = (residual < uphill * state.best) | ((pull > 0) & jnp.isfinite(residual))
     held = ((new_x <= problem.low) & (direction < 0)) | ((new_x >= problem.high) & (direction > 0))
-    shrink = jnp.where(residual < 0.5 * state.residual, _SHRINK, _EASE)
+    change = jnp.where(residual < state.residual, _EASE, _CLIMB)
+    change = jnp.where(residual < 0.5 * state.residual, _SHRINK, change)
     return SpanningState(
-        x=jnp.where(better, new_x, state.x),
-        mix=jnp.where(better, new_mix, state.mix),
-        residual=jnp.where(better, residual, state.residual),
+        x=jnp.where(taken, new_x, state.x),
+        mix=jnp.where(taken, new_mix, state.mix),
+        residual=jnp.where(taken, residual, state.residual),
+        # Drawn back, it starts anew.
+        best=jnp.where(taken & ((pull > 0) | (residual < state.best)), residual, state.best),
         damping=jnp.where(
-            better,
-            jnp.maximum(shrink * state.damping, _LEAST_DAMPING),
+            taken,
+            jnp.maximum(change * state.damping, _LEAST_DAMPING),
             jnp.maximum(_GROW * state.damping, _LEAST_REJECTED),
         ),
         held=jnp.where(jnp.isfinite(residual), held, state.held),
