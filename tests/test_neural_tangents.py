@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,7 @@ def test_a_convolutional_kernel_has_derivatives_and_a_cheap_diagonal():
 
 FRESH = """
 import sys
+from functools import partial
 import jax, jax.core
 from jax.interpreters import ad
 import jaxdistill as jd
@@ -147,6 +149,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow",
 
 AFTER_A_FAILURE = """
 import sys
+from functools import partial
 sys.modules["tensorflow"] = sys.modules["tf2jax"] = None  # to fail early is to fail fast
 try:
     import neural_tangents
@@ -233,18 +236,14 @@ def test_a_sum_of_shifted_inputs_is_a_convolution(layout, strides, padding):
     x = rng.standard_normal([sizes[axis] for axis in layout[0]])
     w = rng.standard_normal([{**sizes, "H": 3, "W": 2}[axis] for axis in layout[1]])
 
-    def both(dtype):
-        arrays = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
-        return [
-            jax.value_and_grad(
-                lambda x, w, f=f: jnp.sum(jnp.sin(f(x, w, strides, padding, dimension_numbers=layout))),
-                (0, 1),
-            )(*arrays)
-            for f in (convolve, jax.lax.conv_general_dilated)
-        ]
+    def value(f, x, w):
+        return jnp.sum(jnp.sin(f(x, w, strides, padding, dimension_numbers=layout)))
 
     with jax.enable_x64(True):
-        ours, theirs = both(np.float64)
+        ours, theirs = (
+            jax.value_and_grad(partial(value, f), (0, 1))(jnp.asarray(x), jnp.asarray(w))
+            for f in (convolve, jax.lax.conv_general_dilated)
+        )
         for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
         # Whatever else is asked for is left to JAX.

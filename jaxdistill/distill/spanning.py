@@ -86,7 +86,6 @@ class SpanningState:
         x: Inputs, shape (m, d).
         mix: M, shape (m, r).
         residual: ``|Q - phi(Xs)^T M| / |Q|``.
-        best: The smallest residual so far.
         damping: mu of the next step, relative to the mean of the diagonal of the normal equations.
         held: Inputs at an end of the box that the last step pushed outwards, shape (m, d).
         iterations: Conjugate gradient iterations so far; 0 with a direct factorisation.
@@ -95,7 +94,6 @@ class SpanningState:
     x: Float[Array, "*s m d"] | Any
     mix: Float[Array, "*s m r"] | Any
     residual: Float[Array, "*s"] | Any
-    best: Float[Array, "*s"] | Any
     damping: Float[Array, "*s"] | Any
     held: Bool[Array, "*s m d"] | Any
     iterations: Array | Any

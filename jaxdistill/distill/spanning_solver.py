@@ -201,10 +201,10 @@ class _Run:
         self.bar: Any = None
 
     def step(
-        self, problem: SpanningProblem, states: SpanningState, *, pull: float = 0.0, uphill: float = DOWNHILL
+        self, problem: SpanningProblem, states: SpanningState, ceilings: np.ndarray, pull: float = 0.0
     ) -> SpanningState:
         function = partial(spanning_steps, method=self.method, most_iterations=MOST_ITERATIONS)
-        states = in_float64(function, self.phi, problem, states, pull, uphill, INNER_TOLERANCE)
+        states = in_float64(function, self.phi, problem, states, pull, ceilings, INNER_TOLERANCE)
         self.taken += 1
         self.bar.update()
         self.bar.set_postfix_str(f"residual {np.min(states.residual):.1e}", refresh=False)
@@ -221,7 +221,8 @@ class _Run:
 
         for uphill, progress in ((DOWNHILL, PROGRESS_DOWNHILL), (UPHILL, PROGRESS)):
             states = dataclasses.replace(begun, iterations=states.iterations)
-            marks = [np.min(begun.residual)]
+            lowest = np.asarray(begun.residual)
+            marks = [lowest.min()]
             while len(marks) <= PATIENCE or marks[-1] <= progress * marks[-1 - PATIENCE]:
                 if marks[-1] <= self.tolerance:
                     return end(SpanningOutcome.REACHED)
@@ -229,16 +230,17 @@ class _Run:
                     return end(SpanningOutcome.STEPS)
                 if perf_counter() >= self.deadline:
                     return end(SpanningOutcome.SECONDS)
-                states = self.step(problem, states, uphill=uphill)
+                states = self.step(problem, states, uphill * lowest)
                 kept = _nearer(states, kept)
-                marks.append(min(marks[-1], np.min(states.residual)))
+                lowest = np.minimum(lowest, states.residual)
+                marks.append(lowest.min())
         return end(SpanningOutcome.STALLED)
 
     def drawn_back(self, problem: SpanningProblem, states: SpanningState, rounds: int) -> SpanningState:
         """Draw exact sets back to their starts while that brings them nearer, and make them exact again."""
         distance = np.linalg.norm(states.x - problem.start)
         for _ in range(rounds):
-            tried = self.step(problem, states, pull=1.0)
+            tried = self.step(problem, states, np.full(len(states.residual), np.inf), pull=1.0)
             tried, outcome = self.until_reached(problem, tried)
             nearer = np.linalg.norm(tried.x - problem.start)
             if outcome is not SpanningOutcome.REACHED or nearer >= distance:
@@ -277,12 +279,10 @@ def _prepare(
     def begin(x: Array) -> SpanningState:
         features = phi(x)
         mix = least_squares_mix(features, basis) if fitted else spanning_mix(features, basis, sharpness)
-        residual = relative_residual(features, mix, basis)
         return SpanningState(
             x=x,
             mix=mix,
-            residual=residual,
-            best=residual,
+            residual=relative_residual(features, mix, basis),
             damping=jnp.asarray(FIRST_DAMPING, x.dtype),
             held=jnp.zeros(x.shape, bool),
             iterations=jnp.zeros((), jnp.int64),

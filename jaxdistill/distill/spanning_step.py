@@ -52,19 +52,19 @@ def spanning_steps(
     problem: SpanningProblem,
     states: SpanningState,
     pull: Array,
-    uphill: Array,
+    ceilings: Array,
     tolerance: Array,
     *,
     method: SpanningMethod,
     most_iterations: int,
 ) -> SpanningState:
-    """One step of every start, compiled once a shape; arguments as for :func:`spanning_step`."""
+    """One step of every start, compiled once a shape; arguments of :func:`spanning_step`, a ceiling each."""
 
-    def one(state: SpanningState, start: Array) -> SpanningState:
+    def one(state: SpanningState, start: Array, ceiling: Array) -> SpanningState:
         own = SpanningProblem(problem.basis, start, problem.low, problem.high, problem.mobility)
-        return spanning_step(phi, own, state, pull, uphill, tolerance, method, most_iterations)
+        return spanning_step(phi, own, state, pull, ceiling, tolerance, method, most_iterations)
 
-    return jax.vmap(one)(states, problem.start)
+    return jax.vmap(one)(states, problem.start, ceilings)
 
 
 def spanning_step(
@@ -72,12 +72,12 @@ def spanning_step(
     problem: SpanningProblem,
     state: SpanningState,
     pull: Float[Array, ""],
-    uphill: Float[Array, ""],
+    ceiling: Float[Array, ""],
     tolerance: Float[Array, ""],
     method: SpanningMethod,
     most_iterations: int,
 ) -> SpanningState:
-    """Take the step where it lowers the residual, or keeps it near the best; damp the next accordingly.
+    """Take the step if it keeps the residual below a ceiling; damp the next by whether it helped.
 
     The residual is computed in the precision of the state, everything about the step in float32: an
     inexact step costs a few more steps and no accuracy.
@@ -87,8 +87,8 @@ def spanning_step(
         problem: Basis, start and box.
         state: Where to step from.
         pull: Share of the way back to the start that the step takes within the solutions of the linearised
-            equations; a step with pull is always taken.
-        uphill: A step is taken if the residual stays below so many times the best so far; 1 only descends.
+            equations.
+        ceiling: The step is taken if its residual is smaller; infinity takes all that are finite.
         tolerance: Relative residual at which conjugate gradients stop.
         method: How the linear equations are solved.
         most_iterations: Conjugate gradient iterations at most.
@@ -152,7 +152,7 @@ def spanning_step(
     mix_change = (moved * matmul(narrow, multiplier)).astype(wide) * size
     new_mix = state.mix + matmul(mix_change, unturn)
     residual = relative_residual(phi(new_x), new_mix, problem.basis)
-    taken = (residual < uphill * state.best) | ((pull > 0) & jnp.isfinite(residual))
+    taken = residual < ceiling
     held = ((new_x <= problem.low) & (direction < 0)) | ((new_x >= problem.high) & (direction > 0))
     change = jnp.where(residual < state.residual, _EASE, _CLIMB)
     change = jnp.where(residual < 0.5 * state.residual, _SHRINK, change)
@@ -160,8 +160,6 @@ def spanning_step(
         x=jnp.where(taken, new_x, state.x),
         mix=jnp.where(taken, new_mix, state.mix),
         residual=jnp.where(taken, residual, state.residual),
-        # Drawn back, it starts anew.
-        best=jnp.where(taken & ((pull > 0) | (residual < state.best)), residual, state.best),
         damping=jnp.where(
             taken,
             jnp.maximum(change * state.damping, _LEAST_DAMPING),
