@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import psutil
 
-from jaxdistill.artifact import write_atomically
-from jaxdistill.memory import format_bytes
+from jaxdistill.numerics.files import write_atomically
+from jaxdistill.numerics.memory import format_bytes
 
 HERE = Path(__file__).parent
 

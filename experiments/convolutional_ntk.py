@@ -22,14 +22,14 @@ import jax
 import numpy as np
 
 from jaxdistill import kip
-from jaxdistill.artifact import write_atomically
-from jaxdistill.certify import certify
 from jaxdistill.distill.reference import balanced_rows
 from jaxdistill.distill.support import distill_kernel
-from jaxdistill.kernel_ridge import KernelModel, fit_kernel_ridge
+from jaxdistill.evaluate.certify import certify
 from jaxdistill.kernels import NeuralTangentsKernel, from_neural_tangents, import_neural_tangents
+from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import Task, prepare
 from jaxdistill.plots import Row, draw_rows
+from jaxdistill.ridge.kernel_fit import KernelModel, fit_kernel_ridge
 
 KEYS = ("dataset", "jax", "kernel", "train", "test", "method", "size", "steps")
 LAM = 1e-2

@@ -26,10 +26,6 @@ import common
 import jax
 import numpy as np
 
-from jaxdistill.artifact import write_atomically
-from jaxdistill.distill.spanning import spanning_count
-from jaxdistill.distill.spanning_solver import solve_spanning
-from jaxdistill.distill.tangent import jacobians
 from jaxdistill.features import (
     AbstractFeatureMap,
     ConvolutionalNetwork,
@@ -37,8 +33,12 @@ from jaxdistill.features import (
     RandomFourier,
     RandomNetwork,
 )
-from jaxdistill.fit import fit_ridge
-from jaxdistill.linalg import in_float64
+from jaxdistill.numerics.files import write_atomically
+from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.solve.spanning import spanning_count
+from jaxdistill.solve.spanning_solver import solve_spanning
+from jaxdistill.solve.tangent import jacobians
 
 KEYS = ("setting", "m", "seed", "starts", "rounds")
 # Relative weight error below which a set is called exact: rounding, times the condition of a set.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdistill.artifact import write_atomically
+from jaxdistill.numerics.files import write_atomically
 
 # Curves whose legend still finds room inside the axes.
 MOST_INSIDE = 4

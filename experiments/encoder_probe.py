@@ -29,18 +29,20 @@ import numpy as np
 from curves import Curve, Panel, draw_panels
 from synthetic import dataset_path
 
-from jaxdistill.artifact import DistilledSet, write_atomically
-from jaxdistill.baselines import BASELINES, baseline
-from jaxdistill.certify import certify
 from jaxdistill.distill import distill
+from jaxdistill.distill.baselines import BASELINES, baseline
 from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.reference import pick_reference
-from jaxdistill.fit import fit_ridge
+from jaxdistill.evaluate.certify import certify
+from jaxdistill.features.trained import train_encoder
 from jaxdistill.kip import KipConfig, recommended, train
+from jaxdistill.networks.config import TrainConfig
+from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import Task, parse_validation, prepare, split_keys
 from jaxdistill.plots import Row, draw_rows
-from jaxdistill.ridge import RidgeModel
-from jaxdistill.training import TrainConfig, train_encoder
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.sets.artifact import DistilledSet
 
 KEYS = ("dataset", "activation", "ipc", "method")
 METHODS = ("spanning", *BASELINES, "kip")

@@ -15,14 +15,14 @@ from typing import Any
 import common
 import numpy as np
 
-from jaxdistill.certify import certify
 from jaxdistill.distill import distill
 from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.reference import pick_reference
-from jaxdistill.fit import fit_ridge
+from jaxdistill.evaluate.certify import certify
 from jaxdistill.pipeline import FeatureOptions, Task, make_features, parse_validation, prepare, split_keys
 from jaxdistill.plots import Row, draw_rows
-from jaxdistill.ridge import RidgeModel
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.ridge.model import RidgeModel
 
 
 def main() -> None:

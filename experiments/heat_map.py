@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdistill.artifact import write_atomically
+from jaxdistill.numerics.files import write_atomically
 
 # Share of the values, in per cent, that are as dark as colours go.
 _DARKEST = 15

@@ -19,12 +19,11 @@ import jax
 import numpy as np
 from heat_map import HeatMap, draw_heat_maps
 
-from jaxdistill.artifact import write_atomically
 from jaxdistill.distill import distill
 from jaxdistill.distill.support import distill_kernel
-from jaxdistill.fit import fit_ridge
-from jaxdistill.kernel_ridge import KernelModel, fit_kernel_ridge
+from jaxdistill.evaluate.transfer import transfer
 from jaxdistill.kip import KipConfig, recommended, train
+from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import (
     FeatureOptions,
     Task,
@@ -34,8 +33,9 @@ from jaxdistill.pipeline import (
     prepare,
     split_keys,
 )
-from jaxdistill.ridge import RidgeModel
-from jaxdistill.transfer import transfer
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.ridge.kernel_fit import KernelModel, fit_kernel_ridge
+from jaxdistill.ridge.model import RidgeModel
 
 KEYS = ("dataset", "ipc", "source", "target", "labels")
 MADE_FOR = {

@@ -23,7 +23,7 @@ import numpy as np
 from curves import Curve, Panel, draw_panels
 from synthetic import dataset_path
 
-from jaxdistill.artifact import write_atomically
+from jaxdistill.numerics.files import write_atomically
 
 KEYS = ("dataset", "method", "ipc", "seed", "steps")
 METHODS = {
@@ -96,10 +96,10 @@ def _in_process(setting: dict[str, Any]) -> dict[str, Any]:
 
 def _measure(dataset: str, method: str, ipc: int, seed: int, steps: int) -> dict[str, Any]:
     """One case, in a process of its own."""
-    from jaxdistill.certify import certify
     from jaxdistill.distill import distill
-    from jaxdistill.fit import fit_ridge
+    from jaxdistill.evaluate.certify import certify
     from jaxdistill.pipeline import FeatureOptions, make_features, parse_validation, prepare, split_keys
+    from jaxdistill.ridge.fit import fit_ridge
 
     compiling = _compile_seconds()
     task = prepare(dataset_path(dataset), centred=True)

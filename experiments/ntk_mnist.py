@@ -20,12 +20,12 @@ import numpy as np
 from curves import Curve, Panel, draw_panels
 
 from jaxdistill import kip
-from jaxdistill.artifact import write_atomically
-from jaxdistill.certify import certify
 from jaxdistill.distill.support import distill_kernel
-from jaxdistill.kernel_ridge import KernelModel, fit_kernel_ridge
+from jaxdistill.evaluate.certify import certify
 from jaxdistill.kernels import NTK
+from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import Task, prepare
+from jaxdistill.ridge.kernel_fit import KernelModel, fit_kernel_ridge
 
 KEYS = ("dataset", "method", "size", "steps", "seed")
 STARTS = ("real", "solved")

@@ -16,13 +16,13 @@ import common
 import jax
 import numpy as np
 
-from jaxdistill.artifact import write_atomically
-from jaxdistill.certify import certify
 from jaxdistill.distill import distill
 from jaxdistill.distill.reference import pick_reference
-from jaxdistill.fit import fit_ridge
+from jaxdistill.evaluate.certify import certify
+from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import FeatureOptions, Task, make_features, parse_validation, prepare, split_keys
-from jaxdistill.ridge import RidgeModel
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.ridge.model import RidgeModel
 
 KEYS = ("dataset", "features", "ipc", "realistic")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdistill.artifact import write_atomically
+from jaxdistill.numerics.files import write_atomically
 
 _NAME = re.compile(r"cifar(\d+)-shaped")
 _TRAIN, _TEST, _SIDE, _SEED = 50_000, 10_000, 32, 0

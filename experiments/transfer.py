@@ -16,15 +16,17 @@ import common
 import jax
 import numpy as np
 
-from jaxdistill.artifact import write_atomically
-from jaxdistill.certify import certify
+from jaxdistill.data.augment import Augmentation
 from jaxdistill.distill import distill
 from jaxdistill.distill.reference import pick_reference
-from jaxdistill.fit import fit_ridge
-from jaxdistill.networks import make_network
+from jaxdistill.evaluate.certify import certify
+from jaxdistill.evaluate.finite_networks import evaluate_images
+from jaxdistill.networks.config import TrainConfig
+from jaxdistill.networks.standard import make_network
+from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import FeatureOptions, Task, make_features, parse_validation, prepare, split_keys
-from jaxdistill.ridge import RidgeModel
-from jaxdistill.training import Augmentation, TrainConfig, evaluate_images
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.ridge.model import RidgeModel
 
 KEYS = ("dataset", "network", "ipc", "labels", "augment", "source")
 MAPS = {

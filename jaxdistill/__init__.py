@@ -4,26 +4,29 @@ A model ``f(x) = phi(x) B`` is trained once; a handful of examples is constructe
 regression returns the same B; a certificate proves it by retraining from what was saved.
 """
 
+import jaxdistill.numerics.clock  # noqa: F401 - first, so that it starts
+
+# isort: split
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxdistill import clock as clock  # first, so that it starts
 from jaxdistill import errors, features, kernels
-from jaxdistill.artifact import DistilledSet
-from jaxdistill.baselines import baseline
-from jaxdistill.certify import Certificate, certify
-from jaxdistill.certify_kernel import KernelCertificate
-from jaxdistill.data import Dataset, load_dataset, one_hot
+from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
+from jaxdistill.data.preprocess import ZCA, Identity, Standardize, fit_preprocess
 from jaxdistill.distill import distill, plan_distillation
+from jaxdistill.distill.baselines import baseline
 from jaxdistill.distill.support import distill_kernel
 from jaxdistill.errors import JaxDistillError
-from jaxdistill.fit import fit_ridge
-from jaxdistill.kernel_ridge import KernelModel, fit_kernel_ridge
-from jaxdistill.kernel_set import KernelSet, load_set
-from jaxdistill.moments import Moments
-from jaxdistill.preprocess import ZCA, Identity, Standardize, fit_preprocess
-from jaxdistill.ridge import RidgeModel, RidgePath
-from jaxdistill.transfer import TransferScores, transfer
+from jaxdistill.evaluate.certify import Certificate, certify
+from jaxdistill.evaluate.certify_kernel import KernelCertificate
+from jaxdistill.evaluate.transfer import TransferScores, transfer
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.ridge.kernel_fit import KernelModel, fit_kernel_ridge
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.moments import Moments
+from jaxdistill.ridge.path import RidgePath
+from jaxdistill.sets.artifact import DistilledSet
+from jaxdistill.sets.kernel_set import KernelSet, load_set
 
 if TYPE_CHECKING:
     from jaxdistill import kip

@@ -1,5 +1,5 @@
 """``python -m jaxdistill``: the command line."""
 
-from jaxdistill.cli import main
+from jaxdistill.cli.main import main
 
 raise SystemExit(main())

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.data import load_dataset, one_hot
+from jaxdistill.data.datasets import load_dataset, one_hot
+from jaxdistill.data.preprocess import AbstractPreprocess, fit_preprocess
 from jaxdistill.errors import InputError
 from jaxdistill.features import (
     KINDS,
@@ -25,7 +26,6 @@ from jaxdistill.features import (
     RandomFourier,
     RandomNetwork,
 )
-from jaxdistill.fit import Validation
 from jaxdistill.kernels import (
     NNGP,
     NTK,
@@ -37,8 +37,8 @@ from jaxdistill.kernels import (
     Polynomial,
     RationalQuadratic,
 )
-from jaxdistill.names import check_choice
-from jaxdistill.preprocess import AbstractPreprocess, fit_preprocess
+from jaxdistill.numerics.names import check_choice
+from jaxdistill.ridge.fit import Validation
 
 # Up to this many examples leave-one-out costs nothing; above it, a held-out part is as good.
 MOST_LEAVE_ONE_OUT = 10_000
@@ -282,7 +282,7 @@ def _make_image_features(
     if options.kind == Encoder.kind:
         if y is None:
             raise InputError("an encoder is trained on the data; give their targets")
-        from jaxdistill.training import train_encoder  # flax and optax
+        from jaxdistill.features.trained import train_encoder  # flax and optax
 
         return train_encoder(
             x,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxdistill.artifact import write_atomically
+from jaxdistill.numerics.files import write_atomically
 
 MOST_COLUMNS = 20
 

@@ -5,7 +5,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxdistill.linalg import in_float64
+from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.ridge.source import ArraySource
 
 EPS = {np.float32: float(np.finfo(np.float32).eps), np.float64: float(np.finfo(np.float64).eps)}
 
@@ -37,3 +38,8 @@ def of_condition(rng, rows, columns, number):
     rank = min(rows, columns)
     left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in (rows, columns))
     return left * np.geomspace(1, 1 / number, rank) @ right.T
+
+
+def source_of(x, y, chunk=256, rows=None):
+    """Arrays as a source, in chunks of a size that a test chooses."""
+    return ArraySource(x, y, chunk, rows)

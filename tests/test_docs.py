@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import jaxdistill as jd
-from jaxdistill.cli import _parser
+from jaxdistill.cli.main import _parser
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

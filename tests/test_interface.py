@@ -13,7 +13,7 @@ import pytest
 
 import jaxdistill as jd
 from jaxdistill.distill import compiled
-from jaxdistill.moments import _add_chunk
+from jaxdistill.ridge.moments import _add_chunk
 
 KEY = jax.random.key(0)
 

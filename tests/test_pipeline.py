@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import pairwise_distances
 
-from jaxdistill.data import load_dataset
+from jaxdistill.data.datasets import load_dataset
 from jaxdistill.errors import InputError
 from jaxdistill.features import KINDS
 from jaxdistill.pipeline import (

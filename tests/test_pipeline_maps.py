@@ -8,10 +8,10 @@ import pytest
 
 import jaxdistill as jd
 from jaxdistill import errors
-from jaxdistill.cli import main
-from jaxdistill.linalg import in_float64
+from jaxdistill.cli.main import main
+from jaxdistill.networks.config import TrainConfig
+from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.pipeline import FeatureOptions, make_features
-from jaxdistill.training import TrainConfig
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ Y = jd.one_hot(np.arange(40) % 3, 3)
     ],
 )
 def test_maps_are_made_by_name_and_the_same_key_makes_the_same(options, p, monkeypatch):
-    monkeypatch.setattr("jaxdistill.training.encoder._DEFAULT", TrainConfig(steps=2))
+    monkeypatch.setattr("jaxdistill.features.trained._DEFAULT", TrainConfig(steps=2))
     one, two = (make_features(options, X, KEY, shape=(8, 8, 1), y=Y) for _ in range(2))
     assert one.kind == options.kind and one.num_inputs == 64 and one.num_features == p
     np.testing.assert_array_equal(in_float64(one, X), in_float64(two, X))

@@ -1,7 +1,8 @@
 """Constructions of distilled sets, one file a section of the method.
 
-``exact``, ``reduced_rank``, ``labels`` and ``realistic`` are pure functions of arrays; ``plan``
-chooses among them, ``scaling`` and ``reference`` prepare, and ``build`` hands over the set.
+Knows models and sets; no file and no command. ``exact``, ``reduced_rank``, ``labels`` and ``realistic`` are
+pure functions of arrays; ``plan`` chooses among them, ``scaling`` and ``reference`` prepare, ``build`` hands
+over the set. Begin with :mod:`jaxdistill.distill.plan`, then :func:`jaxdistill.distill.build.distill`.
 """
 
 from jaxdistill.distill.build import distill

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.artifact import DistilledSet
 from jaxdistill.distill.compiled import (
     features_of_factors,
     noisy_factors,
@@ -34,9 +33,10 @@ from jaxdistill.distill.plan import (
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.distill.scaling import Scaled, choose_scale
 from jaxdistill.errors import InputError
-from jaxdistill.linalg import in_float64
-from jaxdistill.memory import require_memory
-from jaxdistill.ridge import RidgeModel
+from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.memory import require_memory
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.sets.artifact import DistilledSet
 
 
 @within_range
@@ -64,7 +64,7 @@ def distill(
 
     In closed form where the feature map has an inverse: exact wherever m reaches the rank of the weights.
     For any other map by the spanning equations, ``phi(Xs)^T M = Q``, solved from real examples or noise:
-    exact from about m* = p k / (d + k) examples (:func:`~jaxdistill.distill.spanning.spanning_count`).
+    exact from about m* = p k / (d + k) examples (:func:`~jaxdistill.solve.spanning.spanning_count`).
     Below, the best set of its size in mean squared prediction, with the share that is lost in
     ``recipe["lost"]``. What was done is in ``recipe``; whether it is exact, only
     :func:`~jaxdistill.certify` says.
@@ -97,7 +97,7 @@ def distill(
             what brings the features into the range of a bounded map.
         exact: Whether to refuse what cannot be exact: too few examples, equations that are not solved.
         box: Ends (low, high) between which inputs must stay, numbers or rows (d,), for constructions that
-            solve for inputs; :func:`~jaxdistill.distill.box.pixel_box` makes them from pixels. A box that no
+            solve for inputs; :func:`~jaxdistill.solve.box.pixel_box` makes them from pixels. A box that no
             exact set fits gives the best set found: ``recipe["solver"]`` says how far it is from exact.
         solver: Settings of the constructions that find inputs step by step.
         dtype: Type in which the inputs are stored. Soft labels are computed from the stored inputs.

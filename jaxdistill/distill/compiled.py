@@ -13,7 +13,7 @@ from jaxdistill.distill.labels import self_conditioning_penalty, soft_labels, we
 from jaxdistill.distill.realistic import nearest_inverse, nearest_spanning
 from jaxdistill.distill.reduced_rank import reduce_rank
 from jaxdistill.features import AbstractFeatureMap
-from jaxdistill.linalg import matmul
+from jaxdistill.numerics.linalg import matmul
 
 reduced = jax.jit(reduce_rank, static_argnums=2)
 features_of_factors = jax.jit(InverseFactors.features)

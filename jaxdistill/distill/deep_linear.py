@@ -25,11 +25,11 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from jaxdistill.artifact import DistilledSet
 from jaxdistill.errors import RankError
 from jaxdistill.features.deep_linear import DeepLinear
-from jaxdistill.moments import Moments
-from jaxdistill.ridge import RidgeModel
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.moments import Moments
+from jaxdistill.sets.artifact import DistilledSet
 
 _Construct = TypeVar("_Construct", bound=Callable[..., DistilledSet])
 

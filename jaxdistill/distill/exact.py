@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdistill.linalg import matmul, pinv, rank_tolerance, reciprocal
+from jaxdistill.numerics.linalg import matmul, pinv, rank_tolerance, reciprocal
 
 
 def inverse_features(

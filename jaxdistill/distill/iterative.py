@@ -11,15 +11,15 @@ from jaxtyping import Array
 from jaxdistill.distill.compiled import features_of_factors, noisy_factors
 from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.plan import Construction, Plan, spanning_rows
-from jaxdistill.distill.projection import project
 from jaxdistill.distill.reference import pick_reference
-from jaxdistill.distill.spanning_solver import ROUNDING, solve_spanning
 from jaxdistill.errors import ConvergenceError, InputError, InverseError
-from jaxdistill.features.derivative import check_derivative
-from jaxdistill.invert import invert
-from jaxdistill.keys import host_generator
-from jaxdistill.linalg import in_float64
-from jaxdistill.ridge import RidgeModel
+from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.solve.derivative import check_derivative
+from jaxdistill.solve.invert import invert
+from jaxdistill.solve.projection import project
+from jaxdistill.solve.spanning_solver import ROUNDING, solve_spanning
 
 # Inputs whose derivatives are checked before any work.
 _CHECKED = 4

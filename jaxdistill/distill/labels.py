@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.linalg import matmul, pinv, rank_tolerance, reciprocal
+from jaxdistill.numerics.linalg import matmul, pinv, rank_tolerance, reciprocal
 
 
 def self_conditioning_penalty(features: Float[Array, "m p"]) -> Float[Array, ""]:

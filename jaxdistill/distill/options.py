@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 from jaxdistill.errors import InputError
-from jaxdistill.names import check_choice
+from jaxdistill.numerics.names import check_choice
 
 START_NAMES = ("real", "noise", "closed", "preimages")
 Start = Literal["real", "noise", "closed", "preimages"]

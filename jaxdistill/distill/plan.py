@@ -9,15 +9,16 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.distill.spanning import spanning_count
-from jaxdistill.distill.spanning_solver import choose_method
-from jaxdistill.distill.spanning_step import SpanningMethod
 from jaxdistill.errors import InputError, InverseError, PenaltyError, RankError
 from jaxdistill.features import DeepLinear, Linear
-from jaxdistill.fit import check_penalty
-from jaxdistill.keys import host_generator
-from jaxdistill.linalg import check_finite
-from jaxdistill.ridge import RidgeModel, TargetKind
+from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.linalg import check_finite
+from jaxdistill.ridge.fit import check_penalty
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.targets import TargetKind
+from jaxdistill.solve.spanning import spanning_count
+from jaxdistill.solve.spanning_solver import choose_method
+from jaxdistill.solve.spanning_step import SpanningMethod
 
 REALISTIC = ("closest", "features", "inverse", "fixed")
 Realistic = Literal["closest", "features", "inverse", "fixed"]

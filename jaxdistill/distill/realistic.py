@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdistill.distill.exact import inverse_features, ridge_filter
-from jaxdistill.linalg import matmul, pinv
+from jaxdistill.numerics.linalg import matmul, pinv
 
 
 def nearest_inverse(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.linalg import matmul
+from jaxdistill.numerics.linalg import matmul
 
 
 def principal_outputs(

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.errors import InputError
-from jaxdistill.keys import host_generator
-from jaxdistill.linalg import check_finite
-from jaxdistill.ridge import RidgeModel, TargetKind
+from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.linalg import check_finite
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.targets import TargetKind
 
 
 def pick_reference(

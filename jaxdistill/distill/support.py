@@ -11,15 +11,15 @@ from jaxtyping import Array, Float
 
 from jaxdistill.distill.reference import balanced_rows
 from jaxdistill.errors import InputError, KernelError
-from jaxdistill.fit import check_penalty
-from jaxdistill.kernel_ridge import KernelModel
-from jaxdistill.kernel_set import KernelSet
 from jaxdistill.kernels.pivoted import pivoted_cholesky
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_matrix
-from jaxdistill.keys import host_generator
-from jaxdistill.linalg import check_finite, in_float64, matmul, reciprocal
-from jaxdistill.names import check_choice
-from jaxdistill.ridge import TargetKind
+from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.linalg import check_finite, in_float64, matmul, reciprocal
+from jaxdistill.numerics.names import check_choice
+from jaxdistill.ridge.fit import check_penalty
+from jaxdistill.ridge.kernel_fit import KernelModel
+from jaxdistill.ridge.targets import TargetKind
+from jaxdistill.sets.kernel_set import KernelSet
 
 SUPPORTS = ("balanced", "pivoted", "kmeans")
 LABELS = ("solved", "projected", "hard")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError, InverseError
-from jaxdistill.linalg import in_float64
+from jaxdistill.numerics.linalg import in_float64
 
 
 class AbstractFeatureMap(abc.ABC):

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
-from jaxdistill.features.activation import Activation
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
-from jaxdistill.features.pooling import POOLS, pool
 from jaxdistill.features.random_matrix import orthogonal_rows
-from jaxdistill.linalg import HIGHEST, least_change
-from jaxdistill.names import check_choice
+from jaxdistill.networks.activation import Activation
+from jaxdistill.networks.pooling import POOLS, pool
+from jaxdistill.numerics.linalg import HIGHEST, least_change
+from jaxdistill.numerics.names import check_choice
 
 Shape = tuple[int, int, int]
 _POOL_SIZE = 2

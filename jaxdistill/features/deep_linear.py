@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
-from jaxdistill.linalg import matmul, pinv
-from jaxdistill.names import check_choice
+from jaxdistill.numerics.linalg import matmul, pinv
+from jaxdistill.numerics.names import check_choice
 
 
 @final

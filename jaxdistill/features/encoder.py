@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.modules import Parameters, Pure, check_layer, describe_class, explained, purify
-from jaxdistill.linalg import check_finite, in_float64
+from jaxdistill.numerics.linalg import check_finite, in_float64
 
 # How far the features of another version of the libraries may differ from those on record.
 _SAME_FUNCTION = 1e-6
@@ -331,7 +331,7 @@ def _features(phi: Encoder, x: Array) -> Array:
 
 def _module_record(module: Any) -> dict[str, Any]:
     """Name and settings of the package's own networks, and the class of any other."""
-    from jaxdistill.networks import name_of, settings_of
+    from jaxdistill.networks.standard import name_of, settings_of
 
     name = name_of(module)
     own = None if name is None else {"name": name, "settings": settings_of(module)}
@@ -339,7 +339,7 @@ def _module_record(module: Any) -> dict[str, Any]:
 
 
 def _standard_module(own: dict[str, Any]) -> Any:
-    from jaxdistill.networks import make_network
+    from jaxdistill.networks.standard import make_network
 
     try:
         return make_network(own["name"], **own["settings"])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
-from jaxdistill.linalg import least_change, matmul
+from jaxdistill.numerics.linalg import least_change, matmul
 
 TURN = 2 * math.pi
 

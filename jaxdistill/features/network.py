@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
-from jaxdistill.features.activation import Activation
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
-from jaxdistill.linalg import least_change, matmul
+from jaxdistill.networks.activation import Activation
+from jaxdistill.numerics.linalg import least_change, matmul
 
 
 @final

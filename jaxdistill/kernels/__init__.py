@@ -1,11 +1,11 @@
 """Kernels k(x, x'), each a frozen pytree that writes the formula for one pair of points.
 
-A new kernel is one file here: a subclass of :class:`AbstractKernel` and a line in ``KINDS``. Matrices of
-many points, in tiles and under a memory budget, are in :mod:`jaxdistill.kernels.tiles`.
+Knows pairs of inputs; nothing of targets. A new kernel is one file here: a subclass of
+:class:`AbstractKernel` and a line in ``stored.KINDS``. Begin with :mod:`jaxdistill.kernels.products`;
+matrices of many points, in tiles and under a memory budget, are in :mod:`jaxdistill.kernels.tiles`.
 """
 
-from jaxdistill.kernels.base import AbstractKernel
-from jaxdistill.kernels.compose import Normalised, Product, Scaled, Sum
+from jaxdistill.kernels.base import AbstractKernel, Normalised, Product, Scaled, Sum
 from jaxdistill.kernels.empirical import EmpiricalNTK
 from jaxdistill.kernels.feature import FeatureKernel
 from jaxdistill.kernels.infinite import NNGP, NTK
@@ -16,14 +16,7 @@ from jaxdistill.kernels.neural_tangents import (
 )
 from jaxdistill.kernels.products import Linear, Polynomial
 from jaxdistill.kernels.stationary import RBF, Laplace, Matern32, Matern52, RationalQuadratic
-
-KINDS: dict[str, type[AbstractKernel]] = {
-    kind.kind: kind
-    for kind in (
-        *(Linear, Polynomial, RBF, Laplace, Matern32, Matern52, RationalQuadratic, NNGP, NTK),
-        *(EmpiricalNTK, FeatureKernel, Sum, Product, Scaled, Normalised),
-    )
-}
+from jaxdistill.kernels.stored import KINDS
 
 __all__ = [
     "KINDS",

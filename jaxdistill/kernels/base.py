@@ -1,17 +1,17 @@
-"""What every kernel offers to the rest of the package."""
+"""What every kernel offers to the rest of the package, and the kernels that are made of others."""
 
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdistill.errors import InputError
-from jaxdistill.linalg import matmul
+from jaxdistill.kernels.checks import check_number, check_rows, like
 
 
 class AbstractKernel(abc.ABC):
@@ -92,20 +92,14 @@ class AbstractKernel(abc.ABC):
 
     def normalised(self) -> AbstractKernel:
         """The kernel of unit diagonal, ``k(x, x') / sqrt(k(x, x) k(x', x'))``."""
-        from jaxdistill.kernels.compose import Normalised
-
         return Normalised(self)
 
     def __add__(self, other: AbstractKernel) -> AbstractKernel:
         """Sum of two kernels."""
-        from jaxdistill.kernels.compose import Sum
-
         return Sum(self, other) if isinstance(other, AbstractKernel) else NotImplemented
 
     def __mul__(self, other: AbstractKernel | float) -> AbstractKernel:
         """Product of two kernels, or a positive multiple."""
-        from jaxdistill.kernels.compose import Product, Scaled
-
         return Product(self, other) if isinstance(other, AbstractKernel) else Scaled(self, other)
 
     def __rmul__(self, factor: float) -> AbstractKernel:
@@ -113,83 +107,175 @@ class AbstractKernel(abc.ABC):
         return self * factor
 
 
-class AbstractProductKernel(AbstractKernel):
-    """A kernel that is a function of ``x . x'``, ``|x|^2`` and ``|x'|^2``.
+class AbstractComposite(AbstractKernel):
+    """A kernel made of others: the fields that ``parts`` names, in the order of its arguments."""
 
-    Its matrix is one matrix product and elementwise work, which the compiler fuses into one pass.
+    parts: ClassVar[tuple[str, ...]]
+
+    def workspace(self, dim: int, dtype: Any) -> int:
+        """That of all parts, which may be computed at once."""
+        return sum(getattr(self, part).workspace(dim, dtype) for part in self.parts)
+
+    def settings(self) -> dict[str, Any]:
+        """Kinds and settings of the parts."""
+        return {part: parts_of(getattr(self, part)) for part in self.parts}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of the parts."""
+        return {
+            f"{part}/{name}": value
+            for part in self.parts
+            for name, value in getattr(self, part).arrays().items()
+        }
+
+    @classmethod
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
+        """Put together again, from settings in which every part is a kernel already."""
+        del arrays, code
+        return cls(**settings)
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Sum(AbstractComposite):
+    """The sum ``k1(x, x') + k2(x, x')``; also written ``k1 + k2``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdistill.kernels import Linear
+        >>> float(Sum(Linear(), Linear())(jnp.ones(3), jnp.ones(3)))
+        6.0
     """
 
-    @abc.abstractmethod
-    def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:
-        """The kernel from inner products.
-
-        Args:
-            dot: ``x . x'``, of any shape.
-            left: ``|x|^2``, which broadcasts against it.
-            right: ``|x'|^2``, which broadcasts against it.
-            dim: Length d of an input.
-        """
+    left: AbstractKernel
+    right: AbstractKernel
+    kind = "sum"
+    parts = ("left", "right")
 
     def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
-        """The kernel of one pair of inputs."""
-        return self.of_products(matmul(x, x2), matmul(x, x), matmul(x2, x2), x.shape[0])
+        """The sum for one pair of inputs."""
+        return self.left(x, x2) + self.right(x, x2)
 
     def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
-        """All pairs of (n, d) and (m, d) inputs, by one matrix product."""
-        check_rows(x, z)
-        left, right = squared_norms(x)[:, None], squared_norms(z)[None, :]
-        return self.of_products(matmul(x, z.T), left, right, x.shape[1])
+        """The sum of both matrices."""
+        return self.left.matrix(x, z) + self.right.matrix(x, z)
 
     def diagonal(self, x: Array) -> Float[Array, " n"]:
-        """Every input with itself, from its norm alone."""
-        check_rows(x, x)
-        squares = squared_norms(x)
-        return self.of_products(squares, squares, squares, x.shape[1])
+        """The sum of both diagonals."""
+        return self.left.diagonal(x) + self.right.diagonal(x)
 
 
-def squared_norms(x: Array) -> Float[Array, " n"]:
-    """``|x_i|^2`` of rows."""
-    return jnp.sum(x * x, axis=-1)
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Product(AbstractComposite):
+    """The product ``k1(x, x') k2(x, x')``; also written ``k1 * k2``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdistill.kernels import Linear
+        >>> float(Product(Linear(), Linear())(jnp.ones(3), jnp.ones(3)))
+        9.0
+    """
+
+    left: AbstractKernel
+    right: AbstractKernel
+    kind = "product"
+    parts = ("left", "right")
+
+    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
+        """The product for one pair of inputs."""
+        return self.left(x, x2) * self.right(x, x2)
+
+    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
+        """The elementwise product of both matrices."""
+        return self.left.matrix(x, z) * self.right.matrix(x, z)
+
+    def diagonal(self, x: Array) -> Float[Array, " n"]:
+        """The product of both diagonals."""
+        return self.left.diagonal(x) * self.right.diagonal(x)
 
 
-def check_rows(x: Any, z: Any) -> None:
-    """Raise unless both are rows of floats of one length.
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Scaled(AbstractComposite):
+    """A positive multiple ``factor k(x, x')``; also written ``factor * k``.
 
     Raises:
-        InputError: names the shapes, and what to do with images.
+        InputError: a factor that is not positive and finite.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdistill.kernels import Linear
+        >>> float(Scaled(Linear(), 0.5)(jnp.ones(3), jnp.ones(3)))
+        1.5
     """
-    for rows in (x, z):
-        if rows.ndim != 2:
-            hint = "flatten images to rows first" if rows.ndim > 2 else "for one pair call kernel(x, x2)"
-            raise InputError(f"inputs of a kernel matrix have shape {rows.shape}, expected (n, d); {hint}")
-        if not jnp.issubdtype(rows.dtype, jnp.floating):
-            raise InputError(f"inputs have type {rows.dtype}; convert them to float32 or float64")
-    if x.shape[1] != z.shape[1] or x.dtype != z.dtype:
-        raise InputError(
-            f"inputs have shapes {x.shape} and {z.shape} and types {x.dtype} and {z.dtype}; a kernel "
-            "compares rows of one length and one type"
-        )
+
+    kernel: AbstractKernel
+    factor: float
+    kind = "scaled"
+    parts = ("kernel",)
+
+    def __post_init__(self) -> None:
+        check_number("factor", self.factor)
+
+    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
+        """The multiple for one pair of inputs."""
+        value = self.kernel(x, x2)
+        return like(self.factor, value) * value
+
+    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
+        """The multiple of the matrix."""
+        return like(self.factor, x) * self.kernel.matrix(x, z)
+
+    def diagonal(self, x: Array) -> Float[Array, " n"]:
+        """The multiple of the diagonal."""
+        return like(self.factor, x) * self.kernel.diagonal(x)
+
+    def settings(self) -> dict[str, Any]:
+        """The factor, and kind and settings of the kernel."""
+        return {"factor": float(self.factor)} | super().settings()
 
 
-def check_number(name: str, value: Any, *, zero: bool = False) -> None:
-    """Raise unless a setting is a positive, finite number; traced values pass.
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Normalised(AbstractComposite):
+    """A kernel of unit diagonal, ``k(x, x') / sqrt(k(x, x) k(x', x'))``; zero where k(x, x) is.
 
-    Args:
-        name: The setting.
-        value: Its value.
-        zero: Whether zero is allowed.
-
-    Raises:
-        InputError: names the setting and its value.
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxdistill.kernels import Linear
+        >>> float(Normalised(Linear())(jnp.array([3.0, 4.0]), jnp.array([5.0, 0.0]))).__round__(4)
+        0.6
     """
-    if isinstance(value, (bool, str)) or value is None:
-        raise InputError(f"{name} is {value!r}; it must be a number")
-    if not isinstance(value, (int, float, np.number)):
-        return
-    if not np.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise InputError(f"{name} is {value}; it must be finite and {'>= 0' if zero else 'positive'}")
+
+    kernel: AbstractKernel
+    kind = "normalised"
+    parts = ("kernel",)
+
+    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
+        """The cosine of one pair of inputs in the feature space."""
+        return self.kernel(x, x2) * _inverse_root(self.kernel(x, x)) * _inverse_root(self.kernel(x2, x2))
+
+    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
+        """The matrix, divided by the roots of both diagonals."""
+        left, right = (_inverse_root(self.kernel.diagonal(rows)) for rows in (x, z))
+        return self.kernel.matrix(x, z) * left[:, None] * right[None, :]
+
+    def diagonal(self, x: Array) -> Float[Array, " n"]:
+        """Ones, and zeros where the kernel is zero."""
+        values = self.kernel.diagonal(x)
+        return values * _inverse_root(values) ** 2
 
 
-def like(value: Any, array: Array) -> Array:
-    """A setting in the precision of the inputs, so that no promotion happens in silence."""
-    return jnp.asarray(value).astype(array.dtype)
+def parts_of(kernel: AbstractKernel) -> dict[str, Any]:
+    """Kind and settings of a kernel, as JSON keeps them."""
+    return {"kind": kernel.kind, "settings": kernel.settings()}
+
+
+def _inverse_root(values: Array) -> Array:
+    positive = values > 0
+    return jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, values, 1.0)), 0.0)

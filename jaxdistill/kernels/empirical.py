@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.features.encoder import Encoder, probe_inputs
-from jaxdistill.kernels.base import AbstractKernel, check_number, check_rows
-from jaxdistill.linalg import in_float64, matmul
-from jaxdistill.memory import available_bytes, format_bytes
+from jaxdistill.kernels.base import AbstractKernel
+from jaxdistill.kernels.checks import check_number, check_rows
+from jaxdistill.numerics.linalg import in_float64, matmul
+from jaxdistill.numerics.memory import available_bytes, format_bytes
 
 # Where products outweigh the making of Jacobians, for all but the largest networks.
 _MOST_MEMORY = 2**29

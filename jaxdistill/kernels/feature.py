@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
-from jaxdistill.kernels.base import AbstractKernel, check_rows
-from jaxdistill.linalg import matmul
+from jaxdistill.kernels.base import AbstractKernel
+from jaxdistill.kernels.checks import check_rows
+from jaxdistill.numerics.linalg import matmul
 
 
 @final

@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.kernels.arc_cosine import arc_cosine
-from jaxdistill.kernels.base import AbstractProductKernel, check_number, like
+from jaxdistill.kernels.checks import check_number, like
+from jaxdistill.kernels.products import AbstractProductKernel
 
 
 class AbstractWideNetwork(AbstractProductKernel):

@@ -28,11 +28,12 @@ from jax.interpreters import ad
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import ArtifactError, InputError, MemoryBudgetError
-from jaxdistill.kernels.base import AbstractKernel, check_rows
+from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.blocks import WORKSPACE, in_blocks, largest_array
+from jaxdistill.kernels.checks import check_rows
 from jaxdistill.kernels.convolve import convolve
-from jaxdistill.memory import available_bytes, format_bytes
-from jaxdistill.names import check_choice
+from jaxdistill.numerics.memory import available_bytes, format_bytes
+from jaxdistill.numerics.names import check_choice
 
 NAME = "neural_tangents"
 TESTED = ("0.6.5",)

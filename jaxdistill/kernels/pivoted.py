@@ -15,9 +15,9 @@ from tqdm import tqdm
 from jaxdistill.errors import InputError, KernelError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.tiles import check_inputs, kernel_diagonal
-from jaxdistill.keys import host_generator
-from jaxdistill.linalg import matmul
-from jaxdistill.memory import require_memory
+from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.memory import require_memory
 
 # Points proposed at once: enough for matrix products, few enough that most are accepted.
 _PROPOSALS = 64

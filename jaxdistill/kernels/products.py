@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass, field
 from typing import Any, Self, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
-from jaxdistill.kernels.base import AbstractProductKernel, check_number, like
+from jaxdistill.kernels.base import AbstractKernel
+from jaxdistill.kernels.checks import check_number, check_rows, like
+from jaxdistill.numerics.linalg import matmul
+
+
+class AbstractProductKernel(AbstractKernel):
+    """A kernel that is a function of ``x . x'``, ``|x|^2`` and ``|x'|^2``.
+
+    Its matrix is one matrix product and elementwise work, which the compiler fuses into one pass.
+    """
+
+    @abc.abstractmethod
+    def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:
+        """The kernel from inner products.
+
+        Args:
+            dot: ``x . x'``, of any shape.
+            left: ``|x|^2``, which broadcasts against it.
+            right: ``|x'|^2``, which broadcasts against it.
+            dim: Length d of an input.
+        """
+
+    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
+        """The kernel of one pair of inputs."""
+        return self.of_products(matmul(x, x2), matmul(x, x), matmul(x2, x2), x.shape[0])
+
+    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
+        """All pairs of (n, d) and (m, d) inputs, by one matrix product."""
+        check_rows(x, z)
+        left, right = squared_norms(x)[:, None], squared_norms(z)[None, :]
+        return self.of_products(matmul(x, z.T), left, right, x.shape[1])
+
+    def diagonal(self, x: Array) -> Float[Array, " n"]:
+        """Every input with itself, from its norm alone."""
+        check_rows(x, x)
+        squares = squared_norms(x)
+        return self.of_products(squares, squares, squares, x.shape[1])
+
+
+def squared_norms(x: Array) -> Float[Array, " n"]:
+    """``|x_i|^2`` of rows."""
+    return jnp.sum(x * x, axis=-1)
 
 
 @final

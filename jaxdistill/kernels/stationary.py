@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.kernels.base import AbstractProductKernel, check_number, like
+from jaxdistill.kernels.checks import check_number, like
+from jaxdistill.kernels.products import AbstractProductKernel
 
 
 class AbstractStationary(AbstractProductKernel):

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.blocks import WORKSPACE
-from jaxdistill.linalg import check_finite, matmul
-from jaxdistill.memory import available_bytes, format_bytes
+from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.numerics.memory import available_bytes, format_bytes
 
 # A tile, the products it is made of, and what is taken of it live at once.
 _COPIES = 4

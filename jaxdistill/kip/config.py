@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdistill.artifact import AbstractSet
-from jaxdistill.augment import Augmentation
+from jaxdistill.data.augment import Augmentation
 from jaxdistill.errors import InputError
-from jaxdistill.names import check_choice
+from jaxdistill.numerics.names import check_choice
+from jaxdistill.sets.artifact import AbstractSet
 
 LABELS = ("fixed", "learned", "solved")
 FORMS = ("auto", "moments", "plain")

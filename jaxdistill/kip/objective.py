@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.linalg import matmul
+from jaxdistill.numerics.linalg import matmul
 
 
 class Quadratic(NamedTuple):

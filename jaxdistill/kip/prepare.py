@@ -11,22 +11,21 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.fit import detect_targets
-from jaxdistill.kernel_ridge import KernelModel
 from jaxdistill.kernels import AbstractKernel, NeuralTangentsKernel
-from jaxdistill.kernels.compose import parts_of
-from jaxdistill.keys import host_generator
+from jaxdistill.kernels.base import parts_of
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.objective import Quadratic
 from jaxdistill.kip.problem import Context, Kernel, Problem
 from jaxdistill.kip.targets import TargetRows, batch_order
-from jaxdistill.linalg import check_finite
-from jaxdistill.memory import available_bytes
-from jaxdistill.moments import Moments, accumulate_moments, chunk_rows, padded_chunks
-from jaxdistill.preprocess import AbstractPreprocess
-from jaxdistill.ridge import RidgeModel, TargetKind
+from jaxdistill.numerics.memory import available_bytes
+from jaxdistill.ridge.kernel_fit import KernelModel
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.moments import Moments, accumulate_moments
+from jaxdistill.ridge.source import ArraySource, chunk_rows, padded
+from jaxdistill.ridge.targets import TargetKind, detect_targets
 
 Model = RidgeModel | AbstractFeatureMap | KernelModel | AbstractKernel | Kernel
 
@@ -67,14 +66,21 @@ def prepare(
     """Check the data, choose the form, and put on the device what the steps read; inside x64."""
     phi = model.features if isinstance(model, RidgeModel) else model
     phi = phi if isinstance(phi, AbstractFeatureMap) else None
-    x, y = _checked("", x, y, phi)
+    examples = ArraySource.of(x, y, num_inputs=phi.num_inputs if phi else None, num_features=_width(phi))
     key_split, key_order = jax.random.split(key)
-    identity = {"data": _digest(x, y), "model": _name(model), "key": np.asarray(key).tolist()}
-    kind = detect_targets(y)
-    train, held = _split(validation, x, y, phi, key_split)
-    identity["validation"] = None if held is None else _digest(*held)
-    if len(train) < len(x):
-        x, y = x[train], y[train]
+    identity = {
+        "data": _digest(*examples.arrays()),
+        "model": _name(model),
+        "key": np.asarray(key).tolist(),
+    }
+    kind = detect_targets(examples.y)
+    train, held = examples, None
+    if isinstance(validation, tuple):
+        held = examples.like(*validation, name="validation ")
+    elif validation is not None:
+        train, held = examples.hold_out(validation, key_split)
+    identity["validation"] = None if held is None else _digest(*held.arrays())
+    x, y = train.arrays()
     if config.patience is not None and held is None:
         raise InputError("patience needs data to judge by; pass validation=0.05 or (x, y), never test data")
 
@@ -84,7 +90,7 @@ def prepare(
     source: Quadratic | TargetRows
     if form == "moments":
         assert phi is not None
-        source, embedded = _quadratic(model, phi, x, y, config, progress), True
+        source, embedded = _quadratic(model, phi, train, config, progress), True
     else:
         values = y
         if config.targets == "model":
@@ -112,8 +118,9 @@ def prepare(
     )
     held_rows = None
     if held is not None:
-        rows = _rows(phi if embedded else None, held[0], np.arange(len(held[0])), config, False)
-        held_rows = (jax.numpy.asarray(rows), held[1])
+        held_x, held_y = held.arrays()
+        rows = _rows(phi if embedded else None, held_x, np.arange(len(held_x)), config, False)
+        held_rows = (jax.numpy.asarray(rows), held_y)
     context = Context(jax.device_put(phi), source, preprocess)
     return Prepared(problem, context, held_rows, x, y, classes, identity)
 
@@ -142,12 +149,12 @@ def _form(config: KipConfig, phi: AbstractFeatureMap | None) -> str:
 
 
 def _quadratic(
-    model: Model, phi: AbstractFeatureMap, x: np.ndarray, y: np.ndarray, config: KipConfig, progress: bool
+    model: Model, phi: AbstractFeatureMap, train: ArraySource, config: KipConfig, progress: bool
 ) -> Quadratic:
     """Moments divided by n: those of the model where it was trained on these targets, or one pass."""
     moments = model.moments if isinstance(model, RidgeModel) else None
-    if moments is None or not _same_targets(moments, y):
-        moments = accumulate_moments(phi, x, y, dtype=np.dtype(config.dtype), progress=progress)
+    if moments is None or not _same_targets(moments, train.arrays()[1]):
+        moments = accumulate_moments(phi, train, dtype=np.dtype(config.dtype), progress=progress)
     gram, n = moments.gram / moments.count, moments.count
     if config.targets == "data":
         parts = gram, moments.cross / n, np.trace(moments.target_gram) / n
@@ -172,6 +179,10 @@ def _trained(model: Model, what: str) -> RidgeModel | KernelModel:
     return model
 
 
+def _width(phi: AbstractFeatureMap | None) -> int:
+    return 1 if phi is None else phi.num_features
+
+
 def _fits(phi: AbstractFeatureMap, number: int, config: KipConfig) -> bool:
     """Whether the features of all targets may be kept; they are on the host and on the device."""
     return 2 * number * phi.num_features * np.dtype(config.dtype).itemsize < available_bytes() / 2
@@ -191,8 +202,9 @@ def _rows(
         return x[order].astype(dtype, copy=False)
     features = np.empty((len(order), phi.num_features), dtype)
     size = chunk_rows(phi.num_features, len(order))
-    done = 0
-    for (chunk,), mask in padded_chunks((x,), size, order, "features" if progress else None):
+    chunks, done = ((x[order[i : i + size]],) for i in range(0, len(order), size)), 0
+    title = "features" if progress else None
+    for (chunk,), mask in padded(chunks, size, total=len(order), progress=title):
         number = int(mask.sum())
         features[done : done + number] = _embed(phi, chunk.astype(dtype, copy=False))[:number]
         done += number
@@ -206,45 +218,6 @@ def _check_augmentation(config: KipConfig, preprocess: AbstractPreprocess | None
         raise InputError(
             "augmentation changes images; pass the preprocess that made the inputs from images (H, W, C)"
         )
-
-
-def _checked(which: str, x: Any, y: Any, phi: AbstractFeatureMap | None) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(x), np.asarray(y)
-    dim = x.shape[1] if phi is None and x.ndim == 2 else getattr(phi, "num_inputs", "d")
-    if x.ndim != 2 or x.shape[1] != dim or not np.issubdtype(x.dtype, np.floating):
-        raise InputError(f"{which}x has shape {x.shape} and type {x.dtype}, expected floats (n, {dim})")
-    if y.ndim != 2 or len(y) != len(x) or not len(y) or not np.issubdtype(y.dtype, np.floating):
-        raise InputError(
-            f"{which}y has shape {y.shape} and type {y.dtype}, expected floats ({len(x)}, k); turn class "
-            "numbers into rows with jaxdistill.one_hot"
-        )
-    check_finite(f"{which}x", x)
-    check_finite(f"{which}y", y)
-    return x, y
-
-
-def _split(
-    validation: float | tuple[Any, Any] | None,
-    x: np.ndarray,
-    y: np.ndarray,
-    phi: AbstractFeatureMap | None,
-    key: Array,
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """Rows to train on, and data to judge by."""
-    n = len(x)
-    if validation is None:
-        return np.arange(n), None
-    if isinstance(validation, tuple):
-        held = _checked("validation ", *validation, phi)
-        if held[0].shape[1] != x.shape[1] or held[1].shape[1] != y.shape[1]:
-            raise InputError("the validation data have other shapes than the training data")
-        return np.arange(n), held
-    size = round(validation * n) if isinstance(validation, float) and 0 < validation < 1 else 0
-    if not 0 < size < n:
-        raise InputError(f"validation is {validation!r}; give a fraction of the {n} examples, or (x, y)")
-    order = host_generator(key).permutation(n)
-    held_rows = np.sort(order[:size])
-    return np.sort(order[size:]), (x[held_rows], y[held_rows])
 
 
 def _digest(*arrays: np.ndarray) -> str:

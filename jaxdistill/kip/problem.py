@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.augment import Augmentation
+from jaxdistill.data.augment import Augmentation
+from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.kip.objective import (
     Quadratic,
@@ -22,8 +23,7 @@ from jaxdistill.kip.objective import (
     trace_penalty,
 )
 from jaxdistill.kip.targets import TargetRows
-from jaxdistill.linalg import matmul
-from jaxdistill.preprocess import AbstractPreprocess
+from jaxdistill.numerics.linalg import matmul
 
 Kernel = Callable[[Array, Array], Array]
 Params = dict[str, Any]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxdistill.artifact import DistilledSet
 from jaxdistill.errors import InputError
-from jaxdistill.kernel_set import KernelSet
+from jaxdistill.sets.artifact import DistilledSet
+from jaxdistill.sets.kernel_set import KernelSet
 
 
 @dataclass(frozen=True)

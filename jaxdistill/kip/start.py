@@ -6,15 +6,15 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.artifact import AbstractSet, DistilledSet
 from jaxdistill.distill.reference import balanced_rows
 from jaxdistill.errors import InputError
-from jaxdistill.kernel_set import KernelSet
 from jaxdistill.kernels import AbstractKernel, FeatureKernel
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.objective import ridge_coefficients, trace_penalty
 from jaxdistill.kip.problem import Params
-from jaxdistill.linalg import in_float64, matmul
+from jaxdistill.numerics.linalg import in_float64, matmul
+from jaxdistill.sets.artifact import AbstractSet, DistilledSet
+from jaxdistill.sets.kernel_set import KernelSet
 
 
 def starting_points(

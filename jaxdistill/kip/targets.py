@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
-from jaxdistill.keys import host_generator
+from jaxdistill.numerics.keys import host_generator
 
 # Rows in one step of a pass over all targets.
 _CHUNK = 8192

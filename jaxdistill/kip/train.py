@@ -17,12 +17,9 @@ from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from jaxdistill.artifact import DistilledSet
+from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.errors import DivergenceError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.fit import detect_targets
-from jaxdistill.kernel_ridge import KernelModel
-from jaxdistill.kernel_set import KernelSet
 from jaxdistill.kernels import AbstractKernel
 from jaxdistill.kip.checkpoint import Checkpoints
 from jaxdistill.kip.config import KipConfig
@@ -30,8 +27,11 @@ from jaxdistill.kip.prepare import Model, Prepared, prepare
 from jaxdistill.kip.result import History, KipResult
 from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
-from jaxdistill.preprocess import AbstractPreprocess
-from jaxdistill.ridge import RidgeModel
+from jaxdistill.ridge.kernel_fit import KernelModel
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.targets import detect_targets
+from jaxdistill.sets.artifact import DistilledSet
+from jaxdistill.sets.kernel_set import KernelSet
 
 
 def train(

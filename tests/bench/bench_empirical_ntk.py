@@ -21,7 +21,7 @@ import numpy as np
 
 import jaxdistill as jd
 from jaxdistill.kernels import EmpiricalNTK, import_neural_tangents
-from jaxdistill.networks import make_network
+from jaxdistill.networks.standard import make_network
 
 SHAPE = (28, 28, 1)
 NETWORKS: dict[str, dict[str, Any]] = {"convnet": {"width": 16}, "mlp": {"widths": (256,)}}

@@ -15,11 +15,12 @@ import numpy as np
 
 import jaxdistill as jd
 from jaxdistill.errors import DatasetError
-from jaxdistill.fit import LAMS
-from jaxdistill.linalg import in_float64, matmul
-from jaxdistill.moments import accumulate_moments
-from jaxdistill.ridge import factor_primal
-from jaxdistill.selection import score_penalties
+from jaxdistill.numerics.linalg import in_float64, matmul
+from jaxdistill.ridge.fit import LAMS
+from jaxdistill.ridge.moments import accumulate_moments
+from jaxdistill.ridge.path import factor_primal
+from jaxdistill.ridge.selection import score_penalties
+from jaxdistill.ridge.source import ArraySource
 
 PAIRS = 7
 
@@ -37,7 +38,8 @@ def load() -> tuple[str, np.ndarray, np.ndarray]:
 def main() -> None:
     name, x, y = load()
     phi = jd.features.Linear(x.shape[1])
-    held = (x[:3000], y[:3000])
+    source = ArraySource.of(x, y, num_inputs=phi.num_inputs, num_features=phi.num_features)
+    held = source.select(np.arange(3000))
     product = jax.jit(lambda a: matmul(a.T, a))
     eigh = jax.jit(jnp.linalg.eigh)
 
@@ -50,9 +52,9 @@ def main() -> None:
 
     def path() -> float:
         start = perf_counter()
-        moments = accumulate_moments(phi, x, y)
+        moments = accumulate_moments(phi, source)
         factored = in_float64(factor_primal, moments, "float32")
-        score_penalties("validation", factored, phi, *held, LAMS, classes=True, dtype=np.float32)
+        score_penalties("validation", factored, phi, held, LAMS, classes=True, dtype=np.float32)
         return perf_counter() - start
 
     cold = floor(), path()

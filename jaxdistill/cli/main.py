@@ -1,0 +1,125 @@
+"""The command ``jaxdistill``: thin, no numerics."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import psutil
+
+from jaxdistill.cli.distill import add_distill_options, distill
+from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
+from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
+from jaxdistill.errors import JaxDistillError
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest valid choice."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value), [str(c) for c in action.choices], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(action.choices)}"
+            raise argparse.ArgumentError(action, f"unknown value {value!r}; {hint}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Words after the program's name; default those of the process.
+
+    Returns:
+        Exit status: 0, or 2 for bad input, 130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except JaxDistillError as error:
+        print(f"jaxdistill: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxdistill: interrupted; nothing half-written is left behind", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="jaxdistill",
+        description="Exact dataset distillation for kernel ridge regression, in closed form.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+
+    made = (
+        (
+            "distill",
+            add_distill_options,
+            distill,
+            "construct a distilled set, save it and certify it",
+        ),
+        ("kip", add_kip_options, kip, "train a set by gradient descent, the method to compare with"),
+        ("compare", add_compare_options, compare, "analytic set, KIP and baselines, side by side"),
+        ("evaluate", add_evaluate_options, evaluate, "certify a saved set, or train other features on it"),
+    )
+    for name, add_options, run, about in made:
+        command = commands.add_parser(name, help=about)
+        add_options(command)
+        command.set_defaults(run=run)
+
+    info = commands.add_parser("info", help="versions, devices, precision, what is installed")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _info(options: argparse.Namespace) -> int:
+    from importlib import metadata
+
+    import jax
+
+    packages = (
+        "jaxdistill",
+        "jax",
+        "jaxlib",
+        "numpy",
+        "flax",
+        "optax",
+        "neural-tangents",
+        "tensorflow-datasets",
+        "scikit-learn",
+        "matplotlib",
+    )
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    report = {
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
+        "backend": jax.default_backend(),
+        "devices": [str(device) for device in jax.devices()],
+        "x64": jax.numpy.zeros(()).dtype == "float64",
+        "matmul_precision": "highest, stated at every product",
+        "data_dir": os.environ.get("JAXDISTILL_DATA_DIR"),
+        "memory_available": psutil.virtual_memory().available,
+    }
+    if options.json:
+        print(json.dumps(report))
+        return 0
+    for name, value in report.pop("versions").items():
+        print(f"{name:<20} {value or 'not installed'}")
+    for name, value in report.items():
+        print(f"{name.replace('_', ' '):<20} {value}")
+    return 0

@@ -1,0 +1,172 @@
+"""What the command line says of a set and its certificate: one JSON object, or a text for a person."""
+
+from __future__ import annotations
+
+import json
+from time import perf_counter
+from typing import Any
+
+from jaxdistill.numerics.clock import STARTED
+from jaxdistill.sets.kernel_set import KernelSet
+
+
+def describe(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str, Any]:
+    """What ``distill`` and ``evaluate`` both say of a set and its certificate."""
+    recipe, kernel = small.recipe, isinstance(small, KernelSet)
+    source: Any = small.kernel if kernel else small.features
+    about = {
+        "dataset": dataset,
+        "features": source.kind,
+        "settings": source.settings() if kernel else None,
+        "n": recipe.get("num_targets", recipe["num_train"]),
+        "teacher": recipe["num_train"] if kernel else None,
+        "d": small.x.shape[1],
+        "p": None if kernel else source.num_features,
+        "k": small.y.shape[1],
+        "m": len(small.x),
+        "lam": recipe["lam"],
+        "lam_s": small.lam,
+        "largest_lam_s": recipe.get("largest_lam_s"),
+        "labels": recipe["labels"],
+        "construction": recipe["construction"],
+        "lost": recipe.get("lost", 0.0),
+        "count": recipe.get("count"),
+        "solver": recipe.get("solver"),
+    }
+    return about | {name: value for name, value in certificate.items() if name != "size"}
+
+
+def seconds_of(stages: dict[str, float]) -> dict[str, float]:
+    """Seconds of each stage, and in all since the package began to be imported."""
+    total = perf_counter() - STARTED
+    return {name: round(value, 3) for name, value in (stages | {"total": total}).items()}
+
+
+def print_report(report: dict[str, Any], as_json: bool) -> None:
+    """Print a report: JSON and nothing else, or the text."""
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(text_of(report))
+
+
+def text_of(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    lines = [*_head(report), "", *_table(report), "", *_verdict(report)]
+    lines.append(_time(report))
+    if report.get("lam_at_edge"):
+        lines.append("note         lam is at the edge of the grid; a wider one may do better")
+    if "files" in report:
+        lines.append("files        " + ", ".join(report["files"]))
+    return "\n".join(lines)
+
+
+def text_of_transfer(report: dict[str, Any]) -> str:
+    """What other features learned from a set, as a person reads it."""
+    r = report
+    seed = "" if r["seed"] is None else f", seed {r['seed']}"
+    lines = [
+        f"data         {r['dataset']}: {r['num_test']} test examples, d = {r['d']}, k = {r['k']}",
+        f"set          m = {r['m']}, made for {r['made_for']}",
+        f"trained      {_model(r)}{seed}, {r['labels']} labels, lam = {r['lam']:.4g} ({r['lam_chosen_by']}), "
+        f"{r['relative_lam']:.3g} tr(K)/m",
+        "",
+        f"{'':<22}{'own':>14}{r['features']:>14}".rstrip(),
+    ]
+    name, shown = ("squared_error", _plain) if r["accuracy"] is None else ("accuracy", share)
+    title = name.replace("_", " ") if r["accuracy"] is None else "test accuracy"
+    lines.append(f"{title:<22}{shown(r[f'{name}_own']):>14}{shown(r[name]):>14}")
+    return "\n".join([*lines, f"{'agreement':<22}{'':>14}{share(r['agreement']):>14}", "", _time(r)])
+
+
+def share(value: float | None) -> str:
+    """A share in per cent, or a dash where it is not known."""
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _error(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _time(r: dict[str, Any]) -> str:
+    return "time         " + ", ".join(f"{name} {took:.2f} s" for name, took in r["seconds"].items())
+
+
+def _model(r: dict[str, Any]) -> str:
+    """Features with their number, or a kernel with its settings."""
+    if r["settings"] is None:
+        return f"{r['features']}, p = {r['p']}"
+    numbers = {name: value for name, value in r["settings"].items() if isinstance(value, (int, float))}
+    told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()).replace("_", " ")
+    return r["features"] + (f" ({told})" if told else "")
+
+
+def _head(r: dict[str, Any]) -> list[str]:
+    """Data, model, set and solver, a line each."""
+    model = _model(r)
+    if r["teacher"] not in (None, r["n"]):
+        model += f", trained on {r['teacher']}"
+    lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
+    lines = [
+        f"data         {r['dataset']}: {r['n']} training and {r['num_test']} test examples, "
+        f"d = {r['d']}, k = {r['k']}",
+        f"model        {model}, lam = {r['lam']:.4g}"
+        + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
+        f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
+        f"{r['construction']}, inputs in {r['stored']}{lost}",
+    ]
+    if r["solver"] is not None and "method" in r["solver"]:
+        found = r["solver"]
+        ended = "solved" if found["reached"] else f"{found['outcome']}, the best so far"
+        lines.append(
+            f"solver       m* = {r['count']}, {found['steps']} steps ({found['method'].replace('_', '-')}), "
+            f"residual {found['residual']:.1e}, {ended}"
+        )
+    return lines
+
+
+def _table(r: dict[str, Any]) -> list[str]:
+    """The full model, the retrained one, and that in float32, side by side."""
+    scores = (share(r[f"accuracy_{which}"]) for which in ("full", "distilled", "distilled_float32"))
+    judged: tuple[str, ...] = ("test accuracy", *scores)
+    if r["accuracy_distilled"] is None:
+        errors = (_plain(r[f"squared_error_{which}"]) for which in ("full", "distilled"))
+        judged = ("squared error", *errors, "")
+    kernel = r["settings"] is not None
+    distance, shown = ("relative RKHS distance", _plain) if kernel else ("relative weight error", _error)
+    rows: list[tuple[str, ...]] = [
+        ("", "full model", "retrained", "in float32"),
+        judged,
+        ("agreement", "", share(r["agreement"]), share(r["agreement_float32"])),
+        (distance, "", shown(r["relative_weight_error"]), shown(r["relative_weight_error_float32"])),
+    ]
+    if kernel:
+        rows += [
+            ("smallest, these points", "", shown(r["best_weight_error"]), ""),
+            ("largest prediction gap", "", shown(r["largest_gap"]), ""),
+            ("bound on that gap", "", shown(r["gap_bound"]), ""),
+        ]
+    rows.append(("prediction error", "", shown(r["prediction_error"]), ""))
+    return ["  ".join([f"{row[0]:<22}", *(f"{cell:>12}" for cell in row[1:])]).rstrip() for row in rows]
+
+
+def _verdict(r: dict[str, Any]) -> list[str]:
+    """What the certificate says, in words."""
+    if r["exact"]:
+        return [f"certificate  exact: the error is within what rounding explains, {r['tolerance']:.0e}"]
+    if r["settings"] is not None:
+        return [
+            "certificate  not exact: without a small feature map no small set is; no labels bring these "
+            f"points nearer than {r['best_weight_error']:.3g}, and no test prediction is off by more than "
+            f"{r['gap_bound']:.3g}"
+        ]
+    helpless = r["m"] < r["rank"] or r["construction"] != "exact"
+    advice = "" if helpless else "; try --targets centred or --dtype float64"
+    return [
+        f"certificate  not exact: m = {r['m']}, rank of the weights {r['rank']}, "
+        f"error {_error(r['relative_weight_error'])}, rounding explains {r['tolerance']:.0e}{advice}"
+    ]

@@ -1,0 +1,201 @@
+"""Steps that several commands share: from options to a model, from a set to files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxdistill.errors import InputError, OutputError, PenaltyError
+
+# Constructions whose inputs are real examples.
+_REAL = ("fixed", "balanced", "pivoted")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what is written and printed."""
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", default="distilled", metavar="DIR", help="default: ./distilled")
+    output.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def load_and_fit(
+    options: argparse.Namespace, chosen: Any, lam: Any, watch: Any, progress: bool
+) -> tuple[Any, Any]:
+    """The data as a model sees them, and the full model: where every command begins.
+
+    Args:
+        options: What the parser made of the command.
+        chosen: Features or kernel.
+        lam: Penalty, or "auto".
+        watch: Stopwatch of the stages.
+        progress: Whether to show bars.
+    """
+    from jaxdistill.pipeline import prepare
+
+    with watch.stage("load"):
+        task = prepare(
+            options.dataset,
+            preprocess=options.preprocess,
+            centred=options.targets == "centred",
+            progress=progress,
+        )
+    with watch.stage("fit"):
+        fit = _fit_kernel if chosen.is_kernel else _fit_features
+        model = fit(options, chosen, task, lam, progress)
+    return task, model
+
+
+def _fit_features(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
+    from jaxdistill.pipeline import make_features, parse_validation, split_keys
+    from jaxdistill.ridge.fit import fit_ridge
+
+    key_features, key_split, _ = split_keys(options.seed)
+    phi = make_features(
+        chosen, task.x, key_features, shape=task.preprocess.shape, y=task.y, progress=progress
+    )
+    validation = parse_validation(options.validation, len(task.x))
+    return fit_ridge(phi, task.x, task.y, lam=lam, validation=validation, key=key_split, progress=progress)
+
+
+def _fit_kernel(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
+    from jaxdistill.distill.reference import balanced_rows
+    from jaxdistill.pipeline import make_kernel, parse_validation, split_keys
+    from jaxdistill.ridge.kernel_fit import fit_kernel_ridge
+    from jaxdistill.ridge.kernel_selection import MOST_EXAMPLES
+
+    key_rows, key_fit, _ = split_keys(options.seed)
+    x, y = task.x, task.y
+    kernel = make_kernel(chosen, x)
+    if options.teacher is not None:
+        if options.teacher < 1:
+            raise InputError(f"teacher is {options.teacher}; it must be a whole number >= 1 of examples")
+        rows = balanced_rows(y, options.teacher, task.class_names is not None, key_rows)
+        x, y = x[rows], y[rows]
+    # Leave-one-out never sees more than these.
+    validation = parse_validation(options.validation, min(len(x), MOST_EXAMPLES))
+    return fit_kernel_ridge(kernel, x, y, lam=lam, validation=validation, key=key_fit, progress=progress)
+
+
+def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that were given, by name: the defaults of the rest are those of the function called."""
+    told = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def default_ipc(options: argparse.Namespace, task: Any) -> int | None:
+    """Images per class as asked for; one, where neither they nor a size are and there are classes."""
+    return 1 if options.ipc is None and options.size is None and task.class_names else options.ipc
+
+
+def chosen_penalty(model: Any) -> dict[str, Any]:
+    """How the ridge penalty was chosen, for the report."""
+    selection = model.selection
+    return {
+        "lam_chosen_by": "given" if selection is None else selection.method,
+        "lam_at_edge": None if selection is None else selection.at_edge,
+    }
+
+
+def number(name: str, text: str | None, words: tuple[str, ...]) -> Any:
+    """A penalty from the command line: a number, or one of the words."""
+    if text is None or text in words:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise PenaltyError(f"{name} is {text!r}; give a number or {' or '.join(words)}") from None
+
+
+def certify_and_write(
+    options: argparse.Namespace,
+    task: Any,
+    model: Any,
+    small: Any,
+    folder: Path,
+    watch: Any,
+    progress: bool,
+    **more: Any,
+) -> None:
+    """Certify a set, write it and print the report: where every command that makes a set ends.
+
+    Args:
+        options: What the parser made of the command.
+        task: The data.
+        model: The full model.
+        small: The set, with its way back to images.
+        folder: Where to write.
+        watch: Stopwatch of the stages.
+        progress: Whether to show bars.
+        more: Further entries of the report.
+    """
+    from jaxdistill.cli.report import describe, print_report, seconds_of
+    from jaxdistill.evaluate.certify import certify
+
+    with watch.stage("certify"):
+        certificate = certify(model, small, task.x_test, task.y_test, progress=progress)
+        small = small.with_certificate(certificate)
+    with watch.stage("write"):
+        files = write_files(folder, small, task)
+    report = describe(task.name, small, certificate.to_dict()) | {
+        **chosen_penalty(model),
+        **more,
+        "files": files,
+        "seconds": seconds_of(watch.seconds),
+    }
+    print_report(report, options.json)
+
+
+def writable_folder(name: str) -> Path:
+    """The output folder, checked before any work is done; it is made only when there is output."""
+    folder = Path(name)
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {folder}: {nearest} is not a folder that can be written")
+    return folder
+
+
+def write_files(folder: Path, small: Any, task: Any) -> list[str]:
+    """Write a set, its certificate and its picture; the folder is made only now."""
+    import numpy as np
+
+    from jaxdistill.numerics.files import write_atomically
+    from jaxdistill.plots import MOST_COLUMNS, Row, draw_rows
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {folder}: {error.strerror}; choose another folder") from None
+    certificate = json.dumps(small.certificate, indent=2)
+    files = [
+        small.save(folder / "distilled.npz"),
+        write_atomically(folder / "certificate.json", certificate.encode()),
+    ]
+    images = small.images
+    columns = min(MOST_COLUMNS, len(images) if task.class_names is None else len(task.class_names))
+    real = small.recipe["construction"] in _REAL
+    title = f"real,\n{small.recipe['labels']} labels" if real else "distilled"
+    lines = range(0, min(len(images), 4 * columns), columns)
+    rows = [Row(title if start == 0 else "", images[start : start + columns]) for start in lines]
+    names = task.class_names
+    if names is not None:
+        first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(columns)]
+        rows.append(Row("real", task.preprocess.inverse(task.x[first])))
+    files.append(draw_rows(rows, names, folder / "images.png", _caption(small)))
+    return [str(file) for file in files]
+
+
+def _caption(small: Any) -> str:
+    found = small.certificate
+    error = found["relative_weight_error"]
+    kernel = "best_weight_error" in found
+    told = f"relative RKHS distance {error:.3g}" if kernel else f"relative weight error {error:.0e}"
+    text = f"{len(small.x)} examples, {told}"
+    if found["accuracy_full"] is None:
+        return text
+    return text + (
+        f", test accuracy {100 * found['accuracy_distilled']:.2f} % (full model "
+        f"{100 * found['accuracy_full']:.2f} %)"
+    )

@@ -1,0 +1,188 @@
+"""Small sets without any distillation: what a construction has to beat at the same budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdistill.distill import distill, plan_distillation
+from jaxdistill.distill.exact import retrain
+from jaxdistill.distill.labels import self_conditioning_penalty, weighted_labels
+from jaxdistill.distill.plan import class_rows
+from jaxdistill.distill.reference import pick_reference
+from jaxdistill.errors import InputError
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.linalg import check_finite, in_float64, matmul
+from jaxdistill.numerics.names import check_choice
+from jaxdistill.ridge.model import RidgeModel, predict
+from jaxdistill.ridge.targets import TargetKind
+from jaxdistill.sets.artifact import DistilledSet
+
+# Candidates for the penalty of hard labels, relative to tr(K_ss) / m.
+_RELATIVE_PENALTIES = 10.0 ** np.arange(-6.0, 3.25, 0.25)
+
+Points = Float[np.ndarray, "c d"]
+
+
+def baseline(
+    name: str,
+    model: RidgeModel,
+    x: Any,
+    y: Any,
+    *,
+    ipc: int | None = None,
+    size: int | None = None,
+    labels: str = "solved",
+    key: Array,
+) -> DistilledSet:
+    """Make a set by a simple rule, with the best labels or the best penalty that it can have.
+
+    - "random": real examples, balanced over classes;
+    - "means": means of random, equal parts of each class;
+    - "kmeans": k-means centres of each class (in input space);
+    - "herding": real examples of each class whose mean feature follows that of the class, greedily;
+    - "label distillation": random real examples with the labels of CHW Theorem 4.2.
+
+    Args:
+        name: Which of them.
+        model: The full model; its feature map, its moments and its weights.
+        x: Training inputs, shape (n, d).
+        y: Training targets, shape (n, k).
+        ipc: Examples per class; or
+        size: examples in all, m.
+        labels: "solved", those that predict the training data most like the model does
+            (``(Phis G Phis^T)^+ Phis G B``), with the self-conditioning penalty; or "hard", class
+            rows, with the penalty of least error on all training data. Label distillation has its own.
+        key: Random key.
+
+    Returns:
+        The set; ``recipe`` says how it was made.
+
+    Raises:
+        InputError: an unknown name, labels or budget, or too few real examples.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (60, 8)))
+        >>> y = jd.one_hot(np.arange(60) % 3, 3)
+        >>> model = jd.fit_ridge(jd.features.Linear(8), x, y, lam=0.1)
+        >>> baseline("means", model, x, y, ipc=2, key=jax.random.key(1)).x.shape
+        (6, 8)
+
+    Source: herding, Welling 2009; label distillation, CHW Theorem 4.2.
+    """
+    check_choice("baseline", name, BASELINES)
+    check_choice("labels", labels, ("solved", "hard"))
+    plan = plan_distillation(model, ipc=ipc, size=size, realistic="fixed")
+    real = model.target_kind is TargetKind.REAL
+    if labels == "hard" and real:
+        raise InputError("real-valued targets have no hard labels; use labels='solved'")
+    if name == "label distillation":
+        made = distill(model, size=plan.size, realistic="fixed", reference=(x, y), key=key)
+        return DistilledSet(**{**made.__dict__, "recipe": {**made.recipe, "construction": name}})
+    x, y = np.asarray(x), np.asarray(y)
+    key_pick, key_choose = jax.random.split(key)
+    # Also where it is not used: the same checks of the pool, and the same real examples.
+    points = pick_reference(model, (x, y), plan.size, key_pick)[0]
+    check_finite("x", x)
+    if name != "random":
+        named = np.zeros(len(y), int) if real else y.argmax(axis=1)
+        step = 1 if real else y.shape[1]
+        generator = host_generator(key_choose)
+        points = np.empty((plan.size, x.shape[1]), x.dtype)
+        for c in range(min(step, plan.size)):
+            slots = np.arange(c, plan.size, step)
+            points[slots] = _CHOICES[name](model.features, x[named == c], len(slots), generator)
+    if labels == "hard":
+        rows = class_rows(model, plan.size)
+        penalty = _best_penalty(model, points, rows)
+    else:
+        arrays = points, np.asarray(model.weights), np.asarray(model.moments.gram)
+        rows, penalty = in_float64(_solved, model.features, *arrays)
+    return DistilledSet(
+        x=points,
+        y=rows,
+        lam=float(penalty),
+        features=model.features,
+        weights=np.asarray(model.weights, np.float64),
+        recipe={
+            "construction": name,
+            "labels": labels,
+            "targets": model.target_kind.value,
+            "rank": plan.rank,
+            "lam": float(model.lam),
+            "lam_s": "best on the training data" if labels == "hard" else "auto",
+            "num_train": len(x),
+        },
+    )
+
+
+@jax.jit
+def _solved(phi: AbstractFeatureMap, x: Array, weights: Array, gram: Array) -> tuple[Array, Array]:
+    features = phi(x)
+    penalty = self_conditioning_penalty(features)
+    return weighted_labels(features, weights, gram, penalty), penalty
+
+
+def _best_penalty(model: RidgeModel, x: np.ndarray, rows: np.ndarray) -> float:
+    """The penalty with which hard labels have the least squared error on all training data."""
+    arrays = x, rows, np.asarray(model.moments.gram), np.asarray(model.moments.cross)
+    lams, errors = in_float64(_score, model.features, *arrays, _RELATIVE_PENALTIES)
+    return float(lams[np.argmin(errors)])
+
+
+@jax.jit
+def _score(
+    phi: AbstractFeatureMap, x: Array, rows: Array, gram: Array, cross: Array, relative: Array
+) -> tuple[Array, Array]:
+    features = phi(x)
+    lams = relative * self_conditioning_penalty(features)
+
+    def error(lam: Array) -> Array:
+        weights = retrain(features, rows, lam)
+        return jnp.sum(weights * (matmul(gram, weights) - 2 * cross))
+
+    return lams, jax.lax.map(error, lams)
+
+
+def _means(phi: AbstractFeatureMap, x: np.ndarray, count: int, generator: np.random.Generator) -> Points:
+    del phi
+    parts = np.array_split(generator.permutation(len(x)), count)
+    return np.stack([x[part].mean(axis=0, dtype=np.float64) for part in parts])
+
+
+def _kmeans(phi: AbstractFeatureMap, x: np.ndarray, count: int, generator: np.random.Generator) -> Points:
+    from sklearn.cluster import KMeans  # heavy, and needed here only
+
+    del phi
+    seed = int(generator.integers(2**31))
+    means = KMeans(count, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]
+    return means.fit(x).cluster_centers_
+
+
+def _herding(phi: AbstractFeatureMap, x: np.ndarray, count: int, generator: np.random.Generator) -> Points:
+    """Greedily ``argmin_i |t mu - sum of the chosen - phi(x_i)|``, none twice."""
+    del generator
+    features = predict(phi, np.eye(phi.num_features), x)
+    squares = np.sum(features**2, axis=1)
+    mean = features.mean(axis=0)
+    ahead, chosen = np.zeros_like(mean), []
+    for _ in range(count):
+        ahead += mean
+        distance = squares - 2 * (features @ ahead)
+        distance[chosen] = np.inf
+        chosen.append(int(np.argmin(distance)))
+        ahead -= features[chosen[-1]]
+    return x[chosen]
+
+
+_Choice = Callable[[AbstractFeatureMap, np.ndarray, int, np.random.Generator], Points]
+_CHOICES: dict[str, _Choice] = {"means": _means, "kmeans": _kmeans, "herding": _herding}
+BASELINES = ("random", *_CHOICES, "label distillation")

@@ -1,0 +1,265 @@
+"""The certificate: retrain from the distilled set, compare, report."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, final, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxdistill.distill.exact import retrain_with_values
+from jaxdistill.errors import InputError
+from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
+from jaxdistill.evaluate.scores import accuracy, agreement, check_test_targets, squared_error
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.linalg import check_finite, in_float64
+from jaxdistill.ridge.kernel_fit import KernelModel
+from jaxdistill.ridge.model import predict
+from jaxdistill.sets.artifact import DistilledSet
+from jaxdistill.sets.kernel_set import KernelSet
+
+
+class HasWeights(Protocol):
+    """Anything that predicts with ``phi(x) B``: a ridge model, or the weights kept in a file."""
+
+    @property
+    def features(self) -> AbstractFeatureMap:
+        """Feature map phi."""
+        ...
+
+    @property
+    def weights(self) -> Any:
+        """B, shape (p, k)."""
+        ...
+
+
+@final
+@dataclass(frozen=True)
+class Certificate:
+    """What came back when ridge regression was trained on the distilled set.
+
+    Fields without suffix are of a retraining in float64 from the inputs as they are stored; those
+    with ``_float32`` of one wholly in float32, features included.
+
+    Args:
+        relative_weight_error: ``|B_s - B| / |B|`` (Frobenius).
+        relative_weight_error_float32: The same in float32.
+        cosine: Cosine of the angle between B_s and B.
+        tolerance: Largest relative error that rounding explains: 100 eps of the stored inputs, times
+            what the feature map makes of their rounding, times the condition number of the features;
+            at most sqrt(eps).
+        condition: Condition number of the distilled features.
+        exact: Whether the error is within the tolerance and m reaches the rank of B.
+        size: m.
+        rank: Numerical rank of B: the number of examples that exactness needs.
+        stored: Type of the stored inputs.
+        agreement: Share of test inputs on which the two models name the same class.
+        agreement_float32: The same for the model retrained in float32.
+        accuracy_full: Test accuracy of the full model, in [0, 1].
+        accuracy_distilled: Test accuracy of the retrained model.
+        accuracy_distilled_float32: Test accuracy of the model retrained in float32.
+        prediction_error: Root mean square difference of the predictions, relative to the full model's.
+        squared_error_full: Mean squared error of the full model on the test targets.
+        squared_error_distilled: Mean squared error of the retrained model.
+        num_test: Number of test examples; 0 where none were given, and all of the above are None.
+        digest: Fingerprint of the set that was certified.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (40, 5)))
+        >>> y = jd.one_hot(np.arange(40) % 3, 3)
+        >>> model = jd.fit_ridge(jd.features.Linear(5), x, y, lam=1.0)
+        >>> small = jd.distill(model, size=2, key=jax.random.key(1))  # one fewer than the rank
+        >>> certificate = jd.certify(model, small)
+        >>> certificate.exact, certificate.size, certificate.rank
+        (False, 2, 3)
+    """
+
+    relative_weight_error: float
+    relative_weight_error_float32: float
+    cosine: float
+    tolerance: float
+    condition: float
+    exact: bool
+    size: int
+    rank: int
+    stored: str
+    agreement: float | None
+    agreement_float32: float | None
+    accuracy_full: float | None
+    accuracy_distilled: float | None
+    accuracy_distilled_float32: float | None
+    prediction_error: float | None
+    squared_error_full: float | None
+    squared_error_distilled: float | None
+    num_test: int
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, in types that JSON keeps."""
+        return asdict(self)
+
+
+@overload
+def certify(
+    model: HasWeights,
+    small: DistilledSet,
+    x_test: Any | None = None,
+    y_test: Any | None = None,
+    *,
+    progress: bool = False,
+) -> Certificate: ...
+
+
+@overload
+def certify(
+    model: KernelModel | KernelSet,
+    small: KernelSet,
+    x_test: Any | None = None,
+    y_test: Any | None = None,
+    *,
+    progress: bool = False,
+) -> KernelCertificate: ...
+
+
+def certify(
+    model: Any,
+    small: Any,
+    x_test: Any | None = None,
+    y_test: Any | None = None,
+    *,
+    progress: bool = False,
+) -> Certificate | KernelCertificate:
+    """Retrain on the distilled set alone and compare with the full model.
+
+    ``B_s = Phis^T (Phis Phis^T + lam_s I)^-1 Ys`` from ``small.x`` as stored, by the singular value
+    decomposition; nothing that the construction knew is used.
+
+    Args:
+        model: The full model, or a loaded :class:`~jaxdistill.DistilledSet`, which carries its weights.
+        small: The distilled set; one of a kernel is certified by :mod:`jaxdistill.evaluate.certify_kernel`.
+        x_test: Test inputs, shape (t, d), as the model sees them; default none.
+        y_test: Test targets, shape (t, k): one-hot rows or classes (t,) for accuracies, real values.
+        progress: Whether to show a bar.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        InputError: shapes that do not fit, or values that are not finite.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (40, 5)))
+        >>> y = jd.one_hot(np.arange(40) % 3, 3)
+        >>> model = jd.fit_ridge(jd.features.Linear(5), x, y, lam=1.0)
+        >>> cert = jd.certify(model, jd.distill(model, ipc=1, key=jax.random.key(1)), x, y)
+        >>> cert.exact, cert.relative_weight_error < 1e-12, cert.agreement
+        (True, True, 1.0)
+
+    Source: CHW, section 6 (retraining); the rest is arithmetic.
+    """
+    if isinstance(small, KernelSet):
+        full_model = model if isinstance(model, KernelModel) else None
+        return certify_kernel(full_model, small, x_test, y_test, progress=progress)
+    full = np.asarray(model.weights, np.float64)
+    if full.shape != small.weights.shape:
+        raise InputError(
+            f"the model's weights have shape {full.shape}, the set was made for "
+            f"{small.weights.shape}; certify against the model that was distilled"
+        )
+    wide, condition, amplification = in_float64(_retrain, small.features, small.x, small.y, small.lam)
+    narrow = _retrain_float32(small)
+    rank = int(np.linalg.matrix_rank(full))
+    error = _relative(wide, full)
+    eps = float(np.finfo(small.x.dtype).eps)
+    tolerance = min(100 * eps * float(condition * amplification), math.sqrt(eps))
+    tests = _compare_on_test(small.features, full, wide, narrow, x_test, y_test, progress)
+    return Certificate(
+        relative_weight_error=error,
+        relative_weight_error_float32=_relative(narrow, full),
+        cosine=float(np.vdot(wide, full) / (np.linalg.norm(wide) * np.linalg.norm(full))),
+        tolerance=tolerance,
+        condition=float(condition),
+        exact=bool(error <= tolerance and len(small.x) >= rank),
+        size=len(small.x),
+        rank=rank,
+        stored=small.x.dtype.name,
+        digest=small.digest,
+        **tests,
+    )
+
+
+@jax.jit
+def _retrain(features: AbstractFeatureMap, x: Array, y: Array, lam: Array) -> tuple[Array, Array, Array]:
+    """Weights, condition number of the features, and the growth of a relative change of the inputs."""
+    # Changes of random sign: what rounding of the inputs looks like.
+    change = x * jax.random.rademacher(jax.random.key(0), x.shape, x.dtype)
+    phi, response = jax.jvp(features, (x,), (change,))
+    weights, s = retrain_with_values(phi, y, lam)
+    growth = jnp.linalg.norm(response) / jnp.linalg.norm(phi)
+    return weights, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0)
+
+
+def _retrain_float32(small: DistilledSet) -> np.ndarray:
+    # What float32 cannot hold becomes infinite, and shows as an error of the weights retrained from it.
+    with jax.enable_x64(False), np.errstate(over="ignore"):
+        narrow = (np.float32(small.x), np.float32(small.y), np.float32(small.lam))
+        return np.asarray(_retrain(small.features, *narrow)[0], np.float64)
+
+
+def _relative(weights: np.ndarray, full: np.ndarray) -> float:
+    return float(np.linalg.norm(weights - full) / np.linalg.norm(full))
+
+
+def _compare_on_test(
+    features: AbstractFeatureMap,
+    full: np.ndarray,
+    wide: np.ndarray,
+    narrow: np.ndarray,
+    x_test: Any | None,
+    y_test: Any | None,
+    progress: bool,
+) -> dict[str, Any]:
+    report: dict[str, Any] = dict.fromkeys(
+        (
+            "agreement",
+            "agreement_float32",
+            "accuracy_full",
+            "accuracy_distilled",
+            "accuracy_distilled_float32",
+            "prediction_error",
+            "squared_error_full",
+            "squared_error_distilled",
+        )
+    )
+    report["num_test"] = 0
+    if x_test is None:
+        return report
+    x = np.asarray(x_test)
+    if x.ndim != 2 or x.shape[1] != features.num_inputs or len(x) == 0:
+        raise InputError(f"x_test has shape {x.shape}, expected (t, {features.num_inputs}) with t > 0")
+    check_finite("x_test", x)
+    k = full.shape[1]
+    # One pass over the test features serves all three models.
+    outputs = predict(features, np.hstack([full, wide, narrow]), x, progress=progress)
+    f_full, f_wide, f_narrow = (outputs[:, i * k : (i + 1) * k] for i in range(3))
+    report["num_test"] = len(x)
+    report["prediction_error"] = _relative(f_wide, f_full)
+    report["agreement"] = agreement(f_wide, f_full)
+    report["agreement_float32"] = agreement(f_narrow, f_full)
+    if y_test is None:
+        return report
+    y = check_test_targets(y_test, len(x), k)
+    report["squared_error_full"] = squared_error(f_full, y)
+    report["squared_error_distilled"] = squared_error(f_wide, y)
+    report["accuracy_full"] = accuracy(f_full, y)
+    report["accuracy_distilled"] = accuracy(f_wide, y)
+    report["accuracy_distilled_float32"] = accuracy(f_narrow, y)
+    return report

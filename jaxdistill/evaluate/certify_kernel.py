@@ -1,0 +1,236 @@
+"""The certificate of a kernel set: how far its model is from the full one, in the kernel's own space."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxdistill.errors import InputError, KernelError
+from jaxdistill.evaluate.scores import accuracy, agreement, check_test_targets, squared_error
+from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
+from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.ridge.kernel_fit import KernelModel
+from jaxdistill.sets.kernel_set import KernelSet
+
+
+@final
+@dataclass(frozen=True)
+class KernelCertificate:
+    """What came back when kernel ridge regression was trained on the distilled set.
+
+    The fields that a :class:`~jaxdistill.Certificate` has too mean the same: in the space of the kernel the
+    weights are the function, so the relative weight error is ``|f_s - f|_H / |f|_H``, exact and computed from
+    the kernel alone.
+
+    Args:
+        relative_weight_error: ``|f_s - f|_H / |f|_H``, retrained in float64.
+        relative_weight_error_float32: The same, retrained in float32.
+        best_weight_error: The smallest that any labels reach with these points.
+        cosine: ``<f_s, f>_H / (|f_s|_H |f|_H)``.
+        tolerance: Largest relative error that rounding explains.
+        condition: Condition number of ``K_ss``.
+        exact: Whether the error is within the tolerance, and the tolerance below 1.3e-4, the fourth root
+            of eps: distances are differences of squares.
+        size: m.
+        rank: Numerical rank of the coefficients of f.
+        stored: Type of the stored inputs.
+        gap_bound: No prediction on a test input differs by more: ``|f - f_s|_H max sqrt(k(x, x))``.
+        largest_gap: The largest difference on a test input, in the Euclidean norm of outputs.
+        agreement: Share of test inputs on which the two models name the same class.
+        accuracy_full: Test accuracy of the full model, in [0, 1].
+        accuracy_distilled: Test accuracy of the retrained model.
+        accuracy_distilled_float32: Test accuracy of the model retrained in float32.
+        agreement_float32: Share of test inputs that the full model and the one in float32 name alike.
+        prediction_error: Root mean square difference of the predictions, relative to the full model's.
+        squared_error_full: Mean squared error of the full model on the test targets.
+        squared_error_distilled: Mean squared error of the retrained model.
+        num_test: Number of test examples. Fields that need them, or the full model, are None without.
+        digest: Fingerprint of the set that was certified.
+
+    Example: see :func:`certify_kernel`, which makes it.
+
+        >>> KernelCertificate.__dataclass_fields__["exact"].type
+        'bool'
+    """
+
+    relative_weight_error: float
+    relative_weight_error_float32: float
+    best_weight_error: float
+    cosine: float
+    tolerance: float
+    condition: float
+    exact: bool
+    size: int
+    rank: int
+    stored: str
+    gap_bound: float | None
+    largest_gap: float | None
+    agreement: float | None
+    agreement_float32: float | None
+    accuracy_full: float | None
+    accuracy_distilled: float | None
+    accuracy_distilled_float32: float | None
+    prediction_error: float | None
+    squared_error_full: float | None
+    squared_error_distilled: float | None
+    num_test: int
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, in types that JSON keeps."""
+        return asdict(self)
+
+
+def certify_kernel(
+    model: KernelModel | None,
+    small: KernelSet,
+    x_test: Any | None = None,
+    y_test: Any | None = None,
+    *,
+    progress: bool = False,
+) -> KernelCertificate:
+    """Retrain on the set alone and measure the distance to the full model in the space of the kernel.
+
+    ``|f - f_s|^2 = |f|^2 - 2 tr(b^T f(Xs)) + tr(b^T K_ss b)`` with ``b = (K_ss + lam_s I)^-1 Ys``: exact,
+    from what the set carries; no training data are needed.
+
+    Args:
+        model: The full model, for predictions; None where only the set is there.
+        small: The distilled set.
+        x_test: Test inputs, shape (t, d); default none.
+        y_test: Test targets: one-hot rows (t, k) or classes (t,) for accuracies, or real values (t, k).
+        progress: Whether to show bars.
+
+    Returns:
+        The certificate.
+
+    Raises:
+        InputError: shapes that do not fit, or values that are not finite.
+        KernelError: ``K_ss + lam_s I`` is not positive definite.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (60, 5)))
+        >>> y = jd.one_hot(np.arange(60) % 3, 3)
+        >>> model = jd.fit_kernel_ridge(jd.kernels.NTK(), x, y, lam=1.0)
+        >>> small = jd.distill_kernel(model, x, y, ipc=2, key=jax.random.key(1))
+        >>> found = certify_kernel(model, small, x, y)
+        >>> found.exact, found.largest_gap <= found.gap_bound
+        (False, True)
+
+    Source: Nguyen, Chen and Lee 2021 for retraining; the distance is the reproducing property.
+    """
+    if model is not None and (
+        model.alpha.shape[1] != small.y.shape[1] or model.squared_norm != small.squared_norm
+    ):
+        raise InputError("the set was made for another model; certify against the model that was distilled")
+    gram = kernel_matrix(small.kernel, small.x, dtype=np.float64)
+    wide, best, condition = in_float64(_retrain, gram, small.y, small.values, small.lam)
+    narrow = _retrain_float32(small)
+    for name, found in (("float64", wide), ("float32", narrow)):
+        if not np.all(np.isfinite(found)):
+            lowest = float(np.linalg.eigvalsh(gram)[0])
+            raise KernelError(
+                f"K_ss + lam_s I is not positive definite in {name}: K_ss has an eigenvalue of {lowest:.3g}, "
+                f"lam_s is {small.lam:.3g}; use a larger lam_s or fewer points"
+            )
+
+    def distance(beta: np.ndarray) -> tuple[float, float]:
+        """Squared distance, and what rounding may have changed in it."""
+        inner, own = np.sum(beta * small.values), np.sum(beta * (gram @ beta))
+        size = np.sum(np.abs(beta) * (np.abs(gram) @ np.abs(beta)))
+        slack = 32 * np.finfo(np.float64).eps * float(size + 2 * np.sum(np.abs(beta * small.values)))
+        return float(small.squared_norm - 2 * inner + own), slack + small.resolution * small.squared_norm
+
+    squared, resolution = distance(wide)
+    relative = [
+        np.sqrt(max(part, 0.0) / small.squared_norm)
+        for part in (squared, distance(narrow)[0], distance(best)[0] if np.all(np.isfinite(best)) else 0.0)
+    ]
+    own_norm = np.sqrt(np.sum(wide * (gram @ wide)))
+    tolerance = float(np.sqrt(resolution / small.squared_norm))
+    exact = relative[0] <= tolerance and tolerance <= np.finfo(np.float64).eps ** 0.25
+    report = _on_test(model, small, wide, narrow, squared + resolution, x_test, y_test, progress)
+    return KernelCertificate(
+        relative_weight_error=float(relative[0]),
+        relative_weight_error_float32=float(relative[1]),
+        best_weight_error=float(relative[2]),
+        cosine=float(np.sum(wide * small.values) / (own_norm * np.sqrt(small.squared_norm))),
+        tolerance=tolerance,
+        condition=float(condition),
+        exact=bool(exact),
+        size=len(small.x),
+        rank=int(small.recipe.get("rank", small.y.shape[1])),
+        stored=small.x.dtype.name,
+        digest=small.digest,
+        **report,
+    )
+
+
+@jax.jit
+def _retrain(gram: Array, y: Array, values: Array, lam: Array) -> tuple[Array, Array, Array]:
+    """Coefficients of the set, those of the projection, and the condition number of the kernel matrix."""
+    eigenvalues = jnp.linalg.eigvalsh(gram)
+    return _solve(gram, y, lam), _solve(gram, values, 0.0 * lam), eigenvalues[-1] / eigenvalues[0]
+
+
+def _solve(gram: Array, right: Array, lam: Array) -> Array:
+    shifted = gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype)
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(shifted), True), right)
+
+
+def _retrain_float32(small: KernelSet) -> np.ndarray:
+    gram = kernel_matrix(small.kernel, small.x.astype(np.float32))
+    with jax.enable_x64(False):
+        narrow = np.float32(gram), np.float32(small.y), np.float32(small.lam)
+        return np.asarray(jax.jit(_solve)(*narrow), np.float64)
+
+
+def _on_test(
+    model: KernelModel | None,
+    small: KernelSet,
+    wide: np.ndarray,
+    narrow: np.ndarray,
+    squared: float,
+    x_test: Any | None,
+    y_test: Any | None,
+    progress: bool,
+) -> dict[str, Any]:
+    names = (
+        *("gap_bound", "largest_gap", "agreement", "agreement_float32", "accuracy_full"),
+        *("accuracy_distilled", "accuracy_distilled_float32", "prediction_error"),
+        *("squared_error_full", "squared_error_distilled"),
+    )
+    report: dict[str, Any] = dict.fromkeys(names) | {"num_test": 0}
+    if x_test is None:
+        return report
+    x = check_inputs("x_test", x_test, small.x.shape[1])
+    report["num_test"] = len(x)
+    report["gap_bound"] = float(np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max()))
+    cross = TiledKernel.of(small.kernel, x, small.x, dtype=np.float64, progress=progress)
+    both = cross.matmul(np.concatenate([wide, narrow], axis=1))
+    k = wide.shape[1]
+    f_small, f_narrow = both[:, :k], both[:, k:]
+    f_full = None if model is None else model.predict(x, dtype=np.float64, progress=progress)
+    if f_full is not None:
+        difference = f_small - f_full
+        report["largest_gap"] = float(np.max(np.linalg.norm(difference, axis=1)))
+        report["prediction_error"] = float(np.linalg.norm(difference) / np.linalg.norm(f_full))
+        report["agreement"] = agreement(f_small, f_full)
+        report["agreement_float32"] = agreement(f_narrow, f_full)
+    if y_test is None:
+        return report
+    y = check_test_targets(y_test, len(x), k)
+    report["squared_error_distilled"] = squared_error(f_small, y)
+    report["accuracy_distilled"] = accuracy(f_small, y)
+    report["accuracy_distilled_float32"] = accuracy(f_narrow, y)
+    if f_full is not None:
+        report["squared_error_full"] = squared_error(f_full, y)
+        report["accuracy_full"] = accuracy(f_full, y)
+    return report

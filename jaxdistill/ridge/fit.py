@@ -1,0 +1,218 @@
+"""Fit a ridge model: checks, precision, primal or dual, and the choice of the penalty."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxdistill.errors import InputError, PenaltyError
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.linalg import check_finite, in_float64
+from jaxdistill.numerics.memory import require_memory
+from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.moments import Moments, accumulate_moments
+from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
+from jaxdistill.ridge.selection import LamSelection, score_penalties
+from jaxdistill.ridge.source import CHUNK_BYTES, ArraySource
+from jaxdistill.ridge.targets import TargetKind, detect_targets
+
+# Half-decades from 1e-6 to 10^5.5, the grid of CHW's experiments.
+LAMS = 10.0 ** np.arange(-6.0, 5.75, 0.5)
+
+# Products below this many operations are formed in float64: it costs less than a second.
+CHEAP_FLOPS = 5e10
+
+Validation = float | tuple[Any, Any] | Literal["leave-one-out"]
+
+
+def fit_ridge(
+    features: AbstractFeatureMap,
+    x: Any,
+    y: Any,
+    *,
+    lam: float | Literal["auto"] = "auto",
+    validation: Validation = "leave-one-out",
+    lams: Any = LAMS,
+    dtype: Any = None,
+    key: Array | None = None,
+    progress: bool = False,
+) -> RidgeModel:
+    """Train ``f(x) = phi(x) B`` by kernel ridge regression.
+
+    ``B = (Phi^T Phi + lam I)^-1 Phi^T Y``, from one pass over the data and one factorisation: of the
+    p x p matrix where n >= p, of the n x n matrix where n < p. At lam = 0 it is the solution of least
+    norm. The penalty is absolute, never divided by n.
+
+    Args:
+        features: Feature map phi, d -> p.
+        x: Inputs, shape (n, d), as the feature map sees them.
+        y: Targets, shape (n, k): one-hot rows, centred one-hot rows, or real values.
+        lam: Penalty, or "auto" to choose it among ``lams``: by the share of wrong answers for one-hot
+            targets, by the mean squared error for real ones.
+        validation: For "auto": "leave-one-out" (closed form, on all data); a fraction of the
+            examples to hold out, drawn with ``key``; or data held out as ``(x, y)``. After the
+            choice, a fraction that was held out is trained on too.
+        lams: Candidates; default 24 half-decades from 1e-6 to 10^5.5.
+        dtype: Precision of features and of the product Phi^T Phi; sums and factorisations are always
+            float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x.
+        key: Random key, needed only for a fraction that is held out.
+        progress: Whether to show bars.
+
+    Returns:
+        The model: weights, penalty, moments, rank, and how the penalty was chosen.
+
+    Raises:
+        InputError: shapes that do not fit, values that are not finite, a validation that makes no sense.
+        PenaltyError: a penalty that is negative or not finite.
+        MemoryBudgetError: the factorisation would not fit.
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> from jaxdistill.features import Linear
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (50, 3)))
+        >>> y = x @ np.array([[1.0], [2.0], [3.0]], np.float32)
+        >>> model = fit_ridge(Linear(3), x, y, lam=0.0)
+        >>> np.round(model.weights.ravel(), 4).tolist()
+        [1.0, 2.0, 3.0]
+
+    Source: Saunders et al. 1998; leave-one-out in closed form, Allen 1974.
+    """
+    source = ArraySource.of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+    precision = _product_dtype(dtype, source, features.num_features, lam)
+    if lam == "auto":
+        return _fit_auto(features, source, validation, _checked_lams(lams), precision, key, progress)
+    lam = check_penalty("lam", lam)
+    moments, path = _factor(features, source, precision, progress)
+    weights = in_float64(path_weights, path, lam)
+    return _model(features, weights, lam, moments, path, None, source)
+
+
+def check_penalty(name: str, value: Any) -> float:
+    """Return a penalty as a float, or raise where it is negative or not finite.
+
+    Raises:
+        PenaltyError: names the value.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise PenaltyError(f"{name} is {value!r}; it must be a number >= 0") from None
+    if not (np.isfinite(number) and number >= 0):
+        raise PenaltyError(f"{name} is {number:g}; a ridge penalty must be finite and >= 0")
+    return number
+
+
+def _checked_lams(lams: Any) -> np.ndarray:
+    lams = np.asarray(lams, np.float64)
+    if lams.ndim != 1 or lams.size == 0:
+        raise PenaltyError(f"lams has shape {lams.shape}; give a non-empty list of penalties")
+    for value in lams:
+        check_penalty("lams", value)
+    return np.sort(lams)
+
+
+def _product_dtype(dtype: Any, source: ArraySource, num_features: int, lam: Any) -> np.dtype:
+    if dtype is not None:
+        return np.dtype(dtype)
+    n = source.num_rows
+    cheap = 2.0 * n * num_features * min(n, num_features) <= CHEAP_FLOPS
+    exact = lam != "auto" and lam == 0
+    return np.dtype(np.float64) if cheap or exact else source.dtype
+
+
+def _factor(
+    features: AbstractFeatureMap, source: ArraySource, dtype: np.dtype, progress: bool
+) -> tuple[Moments, RidgePath]:
+    """Moments and path, by the smaller of the two Gram matrices."""
+    n, p = source.num_rows, features.num_features
+    side = min(n, p)
+    # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
+    require_memory(
+        8 * (5 * side**2 + 2 * p**2) + 4 * CHUNK_BYTES + (8 * 2 * n * p if n < p else 0),
+        f"factorising a {side} x {side} Gram matrix of {p} features in float64",
+        "use fewer features, fewer examples, or a machine with more memory",
+    )
+    moments = accumulate_moments(features, source, dtype=dtype, progress=progress)
+    return moments, _path(features, moments, source, dtype)
+
+
+def _path(features: AbstractFeatureMap, moments: Moments, source: ArraySource, dtype: np.dtype) -> RidgePath:
+    if moments.count >= features.num_features:
+        return in_float64(factor_primal, moments, dtype.name)
+    return in_float64(factor_dual, features, *source.arrays())
+
+
+def _fit_auto(
+    features: AbstractFeatureMap,
+    source: ArraySource,
+    validation: Validation,
+    lams: np.ndarray,
+    dtype: np.dtype,
+    key: Array | None,
+    progress: bool,
+) -> RidgeModel:
+    train, held = source, source
+    if isinstance(validation, tuple):
+        held = source.like(*validation, name="validation ")
+    elif validation != "leave-one-out":
+        if isinstance(validation, str):
+            raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
+        train, held = source.hold_out(validation, key)
+    method = "leave-one-out" if held is source else "validation"
+    moments, path = _factor(features, train, dtype, progress)
+    # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
+    interpolates = method == "leave-one-out" and source.num_rows < features.num_features
+    selection = score_penalties(
+        method,
+        path,
+        features,
+        held,
+        lams,
+        classes=detect_targets(source.y) is not TargetKind.REAL,
+        dtype=np.dtype(np.float64) if interpolates else dtype,
+        progress=progress,
+    )
+    lam = selection.lam
+    if train is source:
+        return _model(features, in_float64(path_weights, path, lam), lam, moments, path, selection, source)
+
+    # After the choice, the part that was held out is trained on too.
+    everything = jax.tree.map(np.add, moments, accumulate_moments(features, held, dtype=dtype))
+    definite = train.num_rows >= features.num_features and path.eigenvalues[0] > path.resolution
+    if definite or lam > path.resolution:
+        weights = in_float64(solve, everything, lam)
+    else:  # no Cholesky factor to rely on: the weights of least norm, from a path on all data
+        path = _path(features, everything, source, dtype)
+        weights = in_float64(path_weights, path, lam)
+    return _model(features, weights, lam, everything, path, selection, source)
+
+
+def _model(
+    features: AbstractFeatureMap,
+    weights: np.ndarray,
+    lam: float,
+    moments: Moments,
+    path: RidgePath,
+    selection: LamSelection | None,
+    source: ArraySource,
+) -> RidgeModel:
+    kind = detect_targets(source.y)
+    if kind is TargetKind.CENTRED:
+        # Rows of Y sum to zero, so rows of B do; rounding must not hide that its rank is k - 1.
+        weights = weights - weights.mean(axis=1, keepdims=True)
+    check_finite("the ridge weights", weights)
+    weights = features.within_span(weights)
+    return RidgeModel(
+        features=features,
+        weights=weights,
+        lam=lam,
+        moments=moments,
+        rank=int(np.sum(path.eigenvalues > path.resolution)),
+        resolution=float(path.resolution),
+        selection=selection,
+        target_kind=kind,
+    )

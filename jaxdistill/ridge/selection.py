@@ -1,0 +1,157 @@
+"""The choice of the ridge penalty: held-out data, or leave-one-out in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.linalg import matmul
+from jaxdistill.ridge.source import AbstractSource, padded
+
+
+@final
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LamSelection:
+    """How the penalty was chosen.
+
+    Classes are judged by the share of wrong answers, and by the squared error among equals; real
+    targets by the squared error alone.
+
+    Args:
+        lams: Candidates in increasing order, shape (l,).
+        squared_errors: Mean squared error of each, shape (l,): held out, or leave-one-out.
+        error_rates: Share of wrong classes of each, shape (l,); None for real-valued targets.
+        method: "validation" or "leave-one-out".
+    """
+
+    lams: np.ndarray
+    squared_errors: np.ndarray
+    error_rates: np.ndarray | None
+    method: str = field(metadata={"static": True})
+
+    @property
+    def index(self) -> int:
+        """Position of the best candidate."""
+        rates = np.zeros(len(self.lams)) if self.error_rates is None else self.error_rates
+        return int(np.lexsort((self.squared_errors, rates))[0])
+
+    @property
+    def lam(self) -> float:
+        """The chosen penalty."""
+        return float(self.lams[self.index])
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best candidate is the first or the last: then a wider grid may do better."""
+        return self.index in (0, len(self.lams) - 1)
+
+
+@jax.jit
+def _filters(path: Any, lams: Array) -> Array:
+    return path.filters(lams)
+
+
+def _errors(prediction: Array, y: Array, mask: Array) -> tuple[Array, Array]:
+    squared = jnp.sum(jnp.where(mask > 0, jnp.sum((prediction - y) ** 2, axis=1), 0.0))
+    wrong = jnp.argmax(prediction, axis=1) != jnp.argmax(y, axis=1)
+    return squared, jnp.sum(jnp.where(wrong, mask, 0.0))
+
+
+@jax.jit
+def _held_out_chunk(
+    features: AbstractFeatureMap,
+    basis: Float[Array, "p r"],
+    filters: Float[Array, "l r"],
+    projected: Float[Array, "r k"],
+    x: Array,
+    y: Array,
+    mask: Array,
+) -> tuple[Array, Array]:
+    z = matmul(features(x), basis)
+
+    def one(factor: Array) -> tuple[Array, Array]:
+        return _errors(matmul(z, factor[:, None] * projected), y, mask)
+
+    return jax.lax.map(one, filters)
+
+
+@jax.jit
+def _leave_one_out_chunk(
+    features: AbstractFeatureMap,
+    basis: Float[Array, "p r"],
+    filters: Float[Array, "l r"],
+    projected: Float[Array, "r k"],
+    x: Array,
+    y: Array,
+    mask: Array,
+) -> tuple[Array, Array]:
+    z = matmul(features(x), basis)
+    leverages = matmul(filters, (z**2).T)
+    # Nearer to one than this, a leverage is one, and the residual over the gap rounding over rounding: eps
+    # of this precision, and of float64, in which the path was factored, once an eigenvector.
+    rounding = 64 * (jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
+
+    def one(factor_and_leverage: tuple[Array, Array]) -> tuple[Array, Array]:
+        factor, h = factor_and_leverage
+        gap = (1 - h)[:, None]
+        lost = gap <= rounding
+        residual = y - matmul(z, factor[:, None] * projected)
+        return _errors(y - jnp.where(lost, jnp.inf, residual / jnp.where(lost, 1.0, gap)), y, mask)
+
+    return jax.lax.map(one, (filters, leverages))
+
+
+def score_penalties(
+    method: str,
+    path: Any,
+    features: AbstractFeatureMap,
+    source: AbstractSource,
+    lams: np.ndarray,
+    *,
+    classes: bool,
+    dtype: Any,
+    progress: bool = False,
+) -> LamSelection:
+    """Score every penalty on the given examples, in one pass over them.
+
+    "validation" takes examples that the path was not trained on. "leave-one-out" takes the training
+    examples: the residual of example i, were it left out, is ``(y_i - f(x_i)) / (1 - h_i)`` with the
+    leverage ``h_i = sum_j (phi_i V)_j^2 / (g_j + lam)``; a leverage of one scores infinity.
+
+    Args:
+        method: "validation" or "leave-one-out".
+        path: A :class:`~jaxdistill.ridge.path.RidgePath`.
+        features: Feature map phi.
+        source: Inputs and targets.
+        lams: Candidates, shape (l,).
+        classes: Whether the largest target is the class.
+        dtype: Precision of features and predictions.
+        progress: Whether to show a bar.
+
+    Returns:
+        The scores, and with them the choice.
+    """
+    chunk = {"validation": _held_out_chunk, "leave-one-out": _leave_one_out_chunk}[method]
+    squared, wrong, rows = np.zeros(len(lams)), np.zeros(len(lams)), 0
+    with jax.enable_x64(True):
+        filters = _filters(path, lams)
+        fixed = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
+        features = jax.device_put(features)
+        bar = method if progress else None
+        for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
+            block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]
+            more_squared, more_wrong = chunk(features, *fixed, *block)
+            squared += np.asarray(more_squared, np.float64)
+            wrong += np.asarray(more_wrong, np.float64)
+            rows += int(mask.sum())
+    # Infinite for a leverage of one: such an example says nothing of the rest.
+    squared = np.where(np.isfinite(squared), squared / rows, np.inf)
+    rates = np.where(np.isfinite(squared), wrong / rows, np.inf)
+    return LamSelection(lams, squared, rates if classes else None, method)

@@ -1,0 +1,215 @@
+"""Where examples come from: pairs of inputs and targets, read in chunks of one size."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self, final
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from jaxdistill.errors import InputError
+from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.linalg import check_finite
+
+# Bytes of float32 features in one chunk: large enough for the matrix product to run at full speed,
+# small beside the Gram matrix of a wide map.
+CHUNK_BYTES = 2**24
+
+
+class AbstractSource(abc.ABC):
+    """Examples in a fixed order: what a fit reads, wherever the rows lie.
+
+    Whoever consumes one (moments, scores) asks for these alone, never for the kind of source:
+
+    - ``num_rows``: n, or None where it is not known before the end;
+    - ``num_inputs``, ``num_targets``: d and k;
+    - ``dtype``: type of the inputs;
+    - ``chunk_size``: rows in every chunk but the last;
+    - ``chunks(start)``: inputs (c, d) and targets (c, k) from a row on, a multiple of the chunk size, so
+      that a pass that was killed goes on where it was.
+    """
+
+    num_rows: int | None
+    num_inputs: int
+    num_targets: int
+    dtype: np.dtype
+    chunk_size: int
+
+    @abc.abstractmethod
+    def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and targets of consecutive rows, from row ``start`` on; only the last chunk is shorter."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ArraySource(AbstractSource):
+    """Arrays in memory, all of their rows or some; made by :meth:`of`, which checks them.
+
+    Args:
+        x: Inputs, shape (n, d).
+        y: Targets, shape (n, k).
+        chunk_size: Rows in a chunk.
+        rows: Rows to visit, in order; None for all.
+
+    Example:
+        >>> source = ArraySource.of(np.eye(3), np.ones((3, 1)), num_inputs=3, num_features=8)
+        >>> [x.shape for x, y in source.select(np.array([0, 2])).chunks()]
+        [(2, 3)]
+    """
+
+    x: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, "n k"]
+    chunk_size: int
+    rows: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, x: Any, y: Any, *, num_inputs: int | None, num_features: int, name: str = "") -> Self:
+        """Check a pair of arrays, and choose the size of chunks by the features that are made of them.
+
+        Args:
+            x: Inputs, shape (n, d).
+            y: Targets, shape (n, k).
+            num_inputs: d; None for whatever x has.
+            num_features: Numbers that one input becomes.
+            name: What the arrays are called in a message, before "x" and "y".
+
+        Raises:
+            InputError: shapes or types that do not fit, values that are not finite.
+        """
+        x, y = np.asarray(x), np.asarray(y)
+        if not np.issubdtype(x.dtype, np.floating) or not np.issubdtype(y.dtype, np.floating):
+            raise InputError(
+                f"{name}x has type {x.dtype} and {name}y {y.dtype}; both must be floating point "
+                "(turn class numbers into rows with jaxdistill.one_hot)"
+            )
+        if x.ndim != 2 or (num_inputs is not None and x.shape[1] != num_inputs):
+            expected = "d" if num_inputs is None else num_inputs
+            raise InputError(f"{name}x has shape {x.shape}, expected (n, {expected}) as the features take it")
+        if y.ndim != 2 or len(y) != len(x) or len(x) == 0:
+            raise InputError(
+                f"{name}y has shape {y.shape}, expected ({len(x)}, k): one row of targets an example"
+            )
+        check_finite(f"{name}x", x)
+        check_finite(f"{name}y", y)
+        return cls(x, y, chunk_rows(num_features, len(x)))
+
+    @property
+    def num_rows(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - known here
+        """Number n of rows that are visited."""
+        return len(self.x) if self.rows is None else len(self.rows)
+
+    @property
+    def num_inputs(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Length d of an input."""
+        return self.x.shape[1]
+
+    @property
+    def num_targets(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number k of targets."""
+        return self.y.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Type of the inputs."""
+        return self.x.dtype
+
+    def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and targets of consecutive rows, from row ``start`` on."""
+        for begin in range(start, self.num_rows, self.chunk_size):
+            place = slice(begin, begin + self.chunk_size)
+            where = place if self.rows is None else self.rows[place]
+            yield self.x[where], self.y[where]
+
+    def select(self, rows: np.ndarray) -> Self:
+        """Some of the rows, in chunks of the same size, for which everything is compiled already."""
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def like(self, x: Any, y: Any, name: str) -> Self:
+        """Check other examples that stand beside these, such as data held out.
+
+        Raises:
+            InputError: as :meth:`of`, or another number of targets.
+        """
+        # Chunks of the same size, for which features are compiled already.
+        other = self.of(x, y, num_inputs=self.num_inputs, num_features=1, name=name)
+        if other.num_targets != self.num_targets:
+            raise InputError(
+                f"{name}y has {other.num_targets} columns and the training targets {self.num_targets}; "
+                "give targets of the same kind"
+            )
+        return replace(other, chunk_size=self.chunk_size)
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All inputs and targets at once."""
+        return (self.x, self.y) if self.rows is None else (self.x[self.rows], self.y[self.rows])
+
+    def hold_out(self, fraction: Any, key: Array | None) -> tuple[Self, Self]:
+        """Split at random into a part to train on and a part to judge by, each in the order of the rows.
+
+        Args:
+            fraction: Share of the rows to hold out, between 0 and 1.
+            key: Random key.
+
+        Raises:
+            InputError: no fraction, no key, or a part without any example.
+        """
+        n = self.num_rows
+        if not isinstance(fraction, float) or not 0 < fraction < 1:
+            raise InputError(f"validation is {fraction!r}; a fraction must lie between 0 and 1")
+        if key is None:
+            raise InputError("holding out a fraction is random; pass key=jax.random.key(...)")
+        size = round(fraction * n)
+        if not 0 < size < n:
+            raise InputError(f"validation={fraction} of {n} examples leaves a part without any")
+        order = host_generator(key).permutation(n)
+        return self.select(np.sort(order[size:])), self.select(np.sort(order[:size]))
+
+
+def chunk_rows(num_features: int, num_rows: int) -> int:
+    """Rows in one chunk: a multiple of the device count, bounded by memory and by the data."""
+    devices = jax.local_device_count()
+    rows = max(256, min(16384, CHUNK_BYTES // (4 * num_features)))
+    rows = min(rows, num_rows)
+    return -(-rows // devices) * devices
+
+
+def row_chunks(x: np.ndarray, size: int) -> Iterator[tuple[np.ndarray]]:
+    """Consecutive rows of one array, for what needs no targets."""
+    for start in range(0, len(x), size):
+        yield (x[start : start + size],)
+
+
+def padded(
+    chunks: Iterable[tuple[np.ndarray, ...]],
+    size: int,
+    *,
+    total: int | None = None,
+    progress: str | None = None,
+) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+    """Chunks of equal size, a shorter one padded with zeros, so that one compilation serves all.
+
+    Args:
+        chunks: Arrays with the same number of rows, ``size`` at most.
+        size: Rows in a chunk.
+        total: Rows in all, for the bar.
+        progress: Title of a progress bar; default none.
+
+    Yields:
+        The chunk of every array, and a float32 mask of shape (size,) that is zero on padding.
+    """
+    with tqdm(total=total, desc=progress, disable=progress is None, leave=False, unit=" rows") as bar:
+        for chunk in chunks:
+            rows = len(chunk[0])
+            mask = np.zeros(size, np.float32)
+            mask[:rows] = 1
+            if rows < size:
+                chunk = tuple(
+                    np.concatenate([c, np.zeros((size - rows, *c.shape[1:]), c.dtype)]) for c in chunk
+                )
+            yield chunk, mask
+            bar.update(rows)

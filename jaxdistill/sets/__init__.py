@@ -1,0 +1,5 @@
+"""The artifact: what a distilled set is, saved and loaded as one .npz without pickle.
+
+Knows feature maps, kernels and preprocessing, whose parts it stores; not how a set was made. Begin with
+:class:`jaxdistill.sets.artifact.DistilledSet`.
+"""

@@ -1,0 +1,316 @@
+"""The distilled set, and the one .npz file that holds all that anyone needs to use it."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import io
+import json
+import os
+import platform
+import zipfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self, final
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxdistill.data import preprocess as preprocessing
+from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.errors import ArtifactError, InputError
+from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
+from jaxdistill.numerics.files import write_atomically
+
+FORMAT = 3  # 1: LeakyReLU networks only; 2: no kernels; both are still read
+_MAGIC = "jaxdistill"
+_REQUIRED = ("meta", "digest", "inputs", "labels", "lam")
+
+
+class AbstractSet(abc.ABC):
+    """A handful of examples to train on, of a feature map or of a kernel: one .npz, with its certificate."""
+
+    x: np.ndarray
+    y: np.ndarray
+    lam: float
+    recipe: dict[str, Any]
+    preprocess: AbstractPreprocess | None
+    class_names: tuple[str, ...] | None
+    certificate: dict[str, Any] | None
+
+    @property
+    def images(self) -> np.ndarray:
+        """The examples in the data's own units and shape, (m, H, W, C) or (m, d)."""
+        return self.x if self.preprocess is None else self.preprocess.inverse(self.x)
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of what training sees: inputs, labels, penalty, and feature map or kernel."""
+        return _digest({"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)} | self._map_arrays())
+
+    @abc.abstractmethod
+    def _map_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of the feature map or of the kernel."""
+
+    @abc.abstractmethod
+    def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a file keeps of the feature map or kernel and of the full model: arrays, and metadata."""
+
+    def with_context(
+        self,
+        preprocess: AbstractPreprocess | None,
+        class_names: tuple[str, ...] | None,
+    ) -> Self:
+        """The same set, with its way back to images and the names of its classes."""
+        if preprocess is not None and preprocess.num_inputs != self.x.shape[1]:
+            raise InputError(
+                f"preprocess makes rows of {preprocess.num_inputs}, the set has {self.x.shape[1]}; "
+                "pass the transform that the model's inputs came from"
+            )
+        return replace(self, preprocess=preprocess, class_names=class_names)  # pyright: ignore[reportArgumentType]
+
+    def with_certificate(self, certificate: Any) -> Self:
+        """The same set, certified.
+
+        Raises:
+            ArtifactError: the certificate was computed on another set.
+        """
+        report = certificate.to_dict()
+        if report["digest"] != self.digest:
+            raise ArtifactError("the certificate was computed on another set; certify the set that is saved")
+        return replace(self, certificate=report)  # pyright: ignore[reportArgumentType]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the set as one .npz file, beside the target first and then renamed.
+
+        The file opens with ``numpy.load`` alone: ``images``, ``inputs``, ``labels``, ``lam``, what tells the
+        full model (``weights`` B; of a kernel ``values`` and ``squared_norm``), ``class_names``, the arrays
+        of the feature map or kernel and of the preprocessing under ``features/``, ``kernel/`` and
+        ``preprocess/``, and ``meta``, a JSON text with everything else.
+
+        Args:
+            path: Where to write.
+
+        Returns:
+            The path.
+
+        Raises:
+            OutputError: the file cannot be written there.
+            ArtifactError: the kernel is code that no file can hold.
+        """
+        own, meta = self._own_parts()
+        transform = self.preprocess
+        meta |= {
+            "program": _MAGIC,
+            "format": FORMAT,
+            "preprocess": None
+            if transform is None
+            else {"kind": transform.kind, "settings": transform.settings()},
+            "recipe": self.recipe,
+            "certificate": self.certificate,
+            "versions": {
+                "python": platform.python_version(),
+                "jax": jax.__version__,
+                "numpy": np.__version__,
+            },
+        }
+        arrays = {
+            "images": self.images,
+            "inputs": self.x,
+            "labels": self.y,
+            "lam": np.float64(self.lam),
+            "meta": np.array(json.dumps(meta, sort_keys=True)),
+        } | own
+        if self.class_names is not None:
+            arrays["class_names"] = np.array(self.class_names)
+        if transform is not None:
+            arrays |= {f"preprocess/{name}": value for name, value in transform.arrays().items()}
+        arrays["digest"] = np.array(_digest(arrays))
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        return write_atomically(path, buffer.getvalue())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DistilledSet(AbstractSet):
+    """A handful of examples that train to the full model, and what is needed to check it.
+
+    Args:
+        x: Inputs as the model sees them, shape (m, d).
+        y: Labels, shape (m, k), float64.
+        lam: Penalty lam_s to train with.
+        features: Feature map phi.
+        weights: B of the full model, shape (p, k), float64: what retraining is compared with.
+        recipe: How the set was made, in types that JSON keeps.
+        preprocess: Transform from images to inputs, or None where inputs are the data themselves.
+        class_names: Names of the k outputs, or None.
+        certificate: The certificate that was computed on this very set, or None.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (40, 5)))
+        >>> y = jd.one_hot(np.arange(40) % 3, 3)
+        >>> model = jd.fit_ridge(jd.features.Linear(5), x, y, lam=1.0)
+        >>> small = jd.distill(model, ipc=1, key=jax.random.key(1))
+        >>> small.x.shape, small.y.shape, small.lam
+        ((3, 5), (3, 3), 0.0)
+    """
+
+    x: Float[np.ndarray, "m d"]
+    y: Float[np.ndarray, "m k"]
+    lam: float
+    features: AbstractFeatureMap
+    weights: Float[np.ndarray, "p k"]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    preprocess: AbstractPreprocess | None = None
+    class_names: tuple[str, ...] | None = None
+    certificate: dict[str, Any] | None = None
+
+    def _map_arrays(self) -> dict[str, np.ndarray]:
+        return self.features.arrays()
+
+    def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays = {f"features/{name}": value for name, value in self.features.arrays().items()}
+        about = {"kind": self.features.kind, "settings": self.features.settings()}
+        return {"weights": self.weights} | arrays, {"features": about}
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+    ) -> Self:
+        """Read a set back; nothing in the file is ever executed.
+
+        Args:
+            path: A file that :meth:`save` wrote.
+            module: The flax module of an :class:`~jaxdistill.features.Encoder` whose code is not the
+                package's own; it is checked to be the same function.
+            variables: Variables of a linen module, where the file keeps only their hash.
+
+        Returns:
+            The set.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format; or
+                its features need a module that is missing, or another one.
+        """
+        path = Path(path)
+        arrays, meta = read_set(path)
+        if "kernel" in meta:
+            raise ArtifactError(f"{path} is a set for a kernel; read it with jaxdistill.load_set")
+        try:
+            kind = KINDS[meta["features"]["kind"]]
+            parts = meta["features"]["settings"], arrays_under("features/", arrays)
+            if module is None and variables is None:
+                features = kind.from_parts(*parts)
+            elif kind is Encoder:
+                features = Encoder.from_parts(*parts, module=module, variables=variables)
+            else:
+                raise ArtifactError(f"{path} has {kind.kind} features, which need no module; leave it out")
+            return cls(
+                features=features,
+                weights=arrays["weights"],
+                **common_fields(arrays, meta),
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{path} lacks or does not understand {error}; make it again with this version"
+            ) from None
+
+
+def read_set(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and metadata of a saved set, after every check that does not depend on its kind.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format.
+    """
+    arrays = _read(path)
+    return arrays, _read_meta(path, arrays)
+
+
+def common_fields(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
+    """The fields that every set has, from what :func:`read_set` returned."""
+    transform = meta["preprocess"]
+    return {
+        "x": arrays["inputs"],
+        "y": arrays["labels"],
+        "lam": float(arrays["lam"]),
+        "recipe": meta["recipe"],
+        "preprocess": None
+        if transform is None
+        else preprocessing.from_parts(
+            transform["kind"], transform["settings"], arrays_under("preprocess/", arrays)
+        ),
+        "class_names": tuple(str(name) for name in arrays["class_names"])
+        if "class_names" in arrays
+        else None,
+        "certificate": meta["certificate"],
+    }
+
+
+def _digest(arrays: dict[str, Any]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name}|{value.dtype.str}|{value.shape}|".encode())
+        sha.update(value.tobytes())
+    return sha.hexdigest()
+
+
+def arrays_under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; make one with: jaxdistill distill --out DIR")
+    try:
+        # From memory: NumPy leaves a file open when it turns out to be damaged.
+        content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ArtifactError(f"{path} is a single array; a distilled set is an .npz file")
+        with content as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile) as error:
+        raise ArtifactError(f"{path} is damaged or truncated ({error}); copy it again") from None
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            raise ArtifactError(
+                f"{path} holds pickled objects, which could run code; it is not opened"
+            ) from None
+        raise ArtifactError(f"{path} is damaged ({error}); copy it again") from None
+    except Exception as error:  # zlib.error and what else a corrupt archive can raise
+        raise ArtifactError(f"{path} is damaged ({error}); copy it again") from None
+
+
+def _read_meta(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Metadata, after the checks that need no knowledge of the format, then the digest."""
+    missing = [name for name in _REQUIRED if name not in arrays]
+    if "meta" in missing:
+        raise ArtifactError(f"{path} is not a distilled set: it has no 'meta'")
+    try:
+        meta = json.loads(str(arrays["meta"]))
+        program, version = meta["program"], int(meta["format"])
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{path} has metadata that cannot be read; copy it again") from None
+    if program != _MAGIC:
+        raise ArtifactError(f"{path} was written by {program!r}, not by {_MAGIC}")
+    if version > FORMAT:
+        raise ArtifactError(
+            f"{path} has format {version}, this version reads up to {FORMAT}; upgrade jaxdistill"
+        )
+    told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
+    missing += [name for name in told if name not in arrays]
+    if missing:
+        raise ArtifactError(f"{path} lacks {', '.join(missing)}; copy it again")
+    rest = {name: value for name, value in arrays.items() if name != "digest"}
+    if str(arrays["digest"]) != _digest(rest):
+        raise ArtifactError(
+            f"{path} was altered after it was written: its digest does not match; get the original"
+        )
+    return meta

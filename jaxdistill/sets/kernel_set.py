@@ -1,0 +1,140 @@
+"""The distilled set of a kernel without a finite feature map, in the same kind of file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, final
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.errors import ArtifactError
+from jaxdistill.features import Encoder
+from jaxdistill.kernels.base import AbstractKernel, parts_of
+from jaxdistill.kernels.stored import rebuild
+from jaxdistill.sets.artifact import AbstractSet, DistilledSet, arrays_under, common_fields, read_set
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KernelSet(AbstractSet):
+    """A handful of examples that train to a function near the full model, and what is needed to say how near.
+
+    In place of weights it keeps the values of the full model f at the examples and its squared norm: the
+    distance of any ``f_s = k(., Xs) b`` in the kernel's space follows from them,
+    ``|f - f_s|^2 = |f|^2 - 2 tr(b^T f(Xs)) + tr(b^T K_ss b)``.
+
+    Args:
+        x: Inputs as the model sees them, shape (m, d).
+        y: Labels, shape (m, k), float64.
+        lam: Penalty lam_s to train with.
+        kernel: Kernel k.
+        values: f(Xs), shape (m, k), float64.
+        squared_norm: ``|f|^2``.
+        resolution: What rounding of the full model may have changed in ``|f|^2``, relative to it.
+        recipe: How the set was made, in types that JSON keeps.
+        preprocess: Transform from images to inputs, or None where inputs are the data themselves.
+        class_names: Names of the k outputs, or None.
+        certificate: The certificate that was computed on this very set, or None.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> import jaxdistill as jd
+        >>> x = np.asarray(jax.random.normal(jax.random.key(0), (60, 5)))
+        >>> y = jd.one_hot(np.arange(60) % 3, 3)
+        >>> model = jd.fit_kernel_ridge(jd.kernels.NTK(), x, y, lam=1.0)
+        >>> small = jd.distill_kernel(model, x, y, ipc=2, key=jax.random.key(1))
+        >>> small.x.shape, small.y.shape
+        ((6, 5), (6, 3))
+    """
+
+    x: Float[np.ndarray, "m d"]
+    y: Float[np.ndarray, "m k"]
+    lam: float
+    kernel: AbstractKernel
+    values: Float[np.ndarray, "m k"]
+    squared_norm: float
+    resolution: float
+    recipe: dict[str, Any] = field(default_factory=dict)
+    preprocess: AbstractPreprocess | None = None
+    class_names: tuple[str, ...] | None = None
+    certificate: dict[str, Any] | None = None
+
+    def _map_arrays(self) -> dict[str, np.ndarray]:
+        return self.kernel.arrays()
+
+    def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        arrays = {f"kernel/{name}": value for name, value in self.kernel.arrays().items()}
+        told = {"values": self.values, "squared_norm": np.float64(self.squared_norm)}
+        return told | arrays, {"kernel": parts_of(self.kernel), "resolution": float(self.resolution)}
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+    ) -> Self:
+        """Read a set back; nothing in the file is ever executed.
+
+        Args:
+            path: A file that :meth:`save` wrote.
+            module: The flax module of the kernel, where its code is not the package's own; it is checked to
+                be the same function.
+            variables: Variables of a linen module, where the file keeps only their hash.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format, or a
+                set of a feature map; or its kernel needs a module that is missing, or another one.
+        """
+        path = Path(path)
+        arrays, meta = read_set(path)
+        if "kernel" not in meta:
+            raise ArtifactError(f"{path} is a set of a feature map; read it with jaxdistill.load_set")
+        try:
+            code = {"module": module, "variables": variables}
+            kernel = rebuild(meta["kernel"], arrays_under("kernel/", arrays), **code)
+            if (module is not None or variables is not None) and not _has_module(kernel):
+                raise ArtifactError(
+                    f"{path} has the kernel {kernel.kind!r}, which needs no module; leave it out"
+                )
+            return cls(
+                kernel=kernel,
+                values=arrays["values"],
+                squared_norm=float(arrays["squared_norm"]),
+                resolution=float(meta["resolution"]),
+                **common_fields(arrays, meta),
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{path} lacks or does not understand {error}; make it again with this version"
+            ) from None
+
+
+def _has_module(kernel: AbstractKernel) -> bool:
+    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, Encoder))
+    return any(isinstance(part, Encoder) for part in parts)
+
+
+def load_set(
+    path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+) -> DistilledSet | KernelSet:
+    """Read a saved set, of a feature map or of a kernel.
+
+    Args:
+        path: A file that ``save`` of either wrote.
+        module: The flax module, where the set is of one whose code is not the package's own.
+        variables: Variables of a linen module, where the file keeps only their hash.
+
+    Raises:
+        ArtifactError: as :meth:`DistilledSet.load`.
+
+    Example:
+        >>> load_set("no.npz")
+        Traceback (most recent call last):
+        jaxdistill.errors.ArtifactError: no.npz does not exist; make one with: jaxdistill distill --out DIR
+    """
+    meta = read_set(Path(path))[1]
+    kind = KernelSet if "kernel" in meta else DistilledSet
+    return kind.load(path, module=module, variables=variables)

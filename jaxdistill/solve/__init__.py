@@ -1,0 +1,5 @@
+"""Inputs that are found step by step: spanning equations, projection, pre-images, pixels in a box.
+
+Knows phi as a function with derivatives, and no model. Begin with :mod:`jaxdistill.solve.spanning` for the
+equations and :func:`jaxdistill.solve.spanning_solver.solve_spanning` for their solution.
+"""

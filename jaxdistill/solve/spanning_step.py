@@ -1,0 +1,226 @@
+"""One Levenberg-Marquardt step towards a solution of the spanning equations.
+
+With J_i the Jacobian of phi at x_i, restricted to the inputs that are free to move, M_i the i-th row of M and
+R the residual, the step of least norm that solves the linearised equations is
+
+    sum_i J_i J_i^T Lambda M_i^T M_i + s Phis^T Phis Lambda M^T M + mu Lambda M^T M = R
+    dx_i = J_i^T Lambda M_i^T,      dM = s Phis Lambda M^T M
+
+In the basis T of the outputs in which M^T M = I all columns of Lambda have the same mean operator
+
+    H + s Phis^T Phis + mu I,      H the mean of the J_i J_i^T,
+
+so that one Cholesky factor preconditions them all. Small systems are factorised outright.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdistill.numerics.linalg import matmul
+from jaxdistill.solve.spanning import SpanningProblem, SpanningState, relative_residual, spanning_residual
+from jaxdistill.solve.tangent import jacobians, tangent_gram
+
+FeatureFunction = Callable[[Array], Array]
+
+# Eigenvalues of M^T M below this share of the largest count as this share: beyond it, float32 has no digits.
+_FLATTEST = 1e-6
+# Added to the preconditioner alone, relative to the mean diagonal: keeps its float32 Cholesky factor real.
+_STABLE = 1e-4
+# Damping after a step: much less where it halved the residual, a little less where it helped at all, more
+# where it went uphill, much more where it was not taken. The least is of the order of float32's rounding.
+_SHRINK, _EASE, _CLIMB, _GROW = 0.1, 0.5, 2.0, 8.0
+_LEAST_DAMPING, _LEAST_REJECTED = 1e-8, 1e-6
+
+
+class SpanningMethod(enum.Enum):
+    """How the linear equations of a step are solved; the value is how it is said to a person."""
+
+    DIRECT = "explicit Jacobians and a Cholesky factor of the p r x p r matrix"
+    MATRIX_FREE = "preconditioned conjugate gradients, Jacobians only applied"
+
+
+@partial(jax.jit, static_argnames=("method", "most_iterations"))
+def spanning_steps(
+    phi: FeatureFunction,
+    problem: SpanningProblem,
+    states: SpanningState,
+    pull: Array,
+    ceilings: Array,
+    tolerance: Array,
+    *,
+    method: SpanningMethod,
+    most_iterations: int,
+) -> SpanningState:
+    """One step of every start, compiled once a shape; arguments of :func:`spanning_step`, a ceiling each."""
+
+    def one(state: SpanningState, start: Array, ceiling: Array) -> SpanningState:
+        own = SpanningProblem(problem.basis, start, problem.low, problem.high, problem.mobility)
+        return spanning_step(phi, own, state, pull, ceiling, tolerance, method, most_iterations)
+
+    return jax.vmap(one)(states, problem.start, ceilings)
+
+
+def spanning_step(
+    phi: FeatureFunction,
+    problem: SpanningProblem,
+    state: SpanningState,
+    pull: Float[Array, ""],
+    ceiling: Float[Array, ""],
+    tolerance: Float[Array, ""],
+    method: SpanningMethod,
+    most_iterations: int,
+) -> SpanningState:
+    """Take the step if it keeps the residual below a ceiling; damp the next by whether it helped.
+
+    The residual is computed in the precision of the state, everything about the step in float32: an
+    inexact step costs a few more steps and no accuracy.
+
+    Args:
+        phi: Feature map.
+        problem: Basis, start and box.
+        state: Where to step from.
+        pull: Share of the way back to the start that the step takes within the solutions of the linearised
+            equations.
+        ceiling: The step is taken if its residual is smaller; infinity takes all that are finite.
+        tolerance: Relative residual at which conjugate gradients stop.
+        method: How the linear equations are solved.
+        most_iterations: Conjugate gradient iterations at most.
+
+    Returns:
+        The next state.
+    """
+    wide = state.x.dtype
+    features = phi(state.x)
+    x, narrow = state.x.astype(jnp.float32), features.astype(jnp.float32)
+    free = jnp.where(state.held, 0.0, 1.0).astype(jnp.float32)
+    back = pull * (problem.start - state.x)
+    turn, unturn = _whitening(state.mix)
+    mix = matmul(state.mix, turn).astype(jnp.float32)
+    _, forward = jax.linearize(phi, x)
+    backward = jax.linear_transpose(forward, x)
+
+    right = matmul(spanning_residual(features, state.mix, problem.basis), turn)
+    right -= matmul(forward(back.astype(jnp.float32)).T, mix).astype(wide)
+    size = jnp.linalg.norm(right)
+    size = jnp.where(size > 0, size, 1.0)
+    unit = (right / size).astype(jnp.float32)
+
+    if method is SpanningMethod.DIRECT:
+        explicit = jacobians(phi, x) * free[:, None, :]
+        gram = jnp.einsum("ipd,iqd->ipq", explicit, explicit, precision=jax.lax.Precision.HIGHEST)
+        mean = jnp.trace(gram.sum(0)) / gram.shape[1] / gram.shape[0]
+    else:
+        gram = tangent_gram(phi, x)
+        mean = jnp.trace(gram) / len(gram)
+    # Traces of the parts of images and coefficients stand in the ratio of the mobility.
+    moved = problem.mobility.astype(jnp.float32) * mean * gram.shape[-1] / jnp.sum(narrow**2)
+    damping = state.damping.astype(jnp.float32) * mean
+
+    def push(multiplier: Array) -> Array:
+        return backward(matmul(mix, multiplier.T))[0]
+
+    if method is SpanningMethod.DIRECT:
+        multiplier = _factorised(gram, narrow, mix, moved, damping, unit)
+        iterations = jnp.zeros_like(state.iterations)
+    else:
+
+        def normal(multiplier: Array) -> Array:
+            images = matmul(forward(free * push(multiplier)).T, mix)
+            return images + moved * matmul(narrow.T, matmul(narrow, multiplier)) + damping * multiplier
+
+        operator = gram + moved * matmul(narrow.T, narrow)
+        shift = (damping + _STABLE * mean) * jnp.eye(len(gram), dtype=jnp.float32)
+        factor = jnp.linalg.cholesky(operator + shift)
+        multiplier, iterations = _conjugate_gradients(
+            normal,
+            lambda r: jax.scipy.linalg.cho_solve((factor, True), r),
+            unit,
+            tolerance.astype(jnp.float32),
+            most_iterations,
+        )
+
+    direction = push(multiplier).astype(wide) * size + back
+    proposed = state.x + jnp.where(state.held, 0.0, direction)
+    new_x = jnp.clip(proposed, problem.low, problem.high)
+    mix_change = (moved * matmul(narrow, multiplier)).astype(wide) * size
+    new_mix = state.mix + matmul(mix_change, unturn)
+    residual = relative_residual(phi(new_x), new_mix, problem.basis)
+    taken = residual < ceiling
+    held = ((new_x <= problem.low) & (direction < 0)) | ((new_x >= problem.high) & (direction > 0))
+    change = jnp.where(residual < state.residual, _EASE, _CLIMB)
+    change = jnp.where(residual < 0.5 * state.residual, _SHRINK, change)
+    return SpanningState(
+        x=jnp.where(taken, new_x, state.x),
+        mix=jnp.where(taken, new_mix, state.mix),
+        residual=jnp.where(taken, residual, state.residual),
+        damping=jnp.where(
+            taken,
+            jnp.maximum(change * state.damping, _LEAST_DAMPING),
+            jnp.maximum(_GROW * state.damping, _LEAST_REJECTED),
+        ),
+        held=jnp.where(jnp.isfinite(residual), held, state.held),
+        iterations=state.iterations + iterations,
+    )
+
+
+def _whitening(mix: Float[Array, "m r"]) -> tuple[Float[Array, "r r"], Float[Array, "r r"]]:
+    """T with ``(M T)^T M T = I``, and what turns a change of M T into one of M."""
+    values, vectors = jnp.linalg.eigh(matmul(mix.T, mix))
+    roots = jnp.sqrt(jnp.maximum(values, _FLATTEST * values[-1]))
+    return vectors / roots, (vectors * roots).T
+
+
+def _factorised(
+    grams: Float[Array, "m p p"],
+    features: Float[Array, "m p"],
+    mix: Float[Array, "m r"],
+    moved: Float[Array, ""],
+    damping: Float[Array, ""],
+    right: Float[Array, "p r"],
+) -> Float[Array, "p r"]:
+    """Solve the normal equations by a Cholesky factor in float64 of the matrix of order p r."""
+    p, r = right.shape
+    m = len(mix)
+    pairs = (mix[:, :, None] * mix[:, None, :]).reshape(m, r * r)
+    images = matmul(grams.reshape(m, p * p).T, pairs).reshape(p, p, r, r)
+    coefficients = moved * matmul(features.T, features)
+    whole = images + coefficients[:, :, None, None] * jnp.eye(r, dtype=mix.dtype)
+    square = whole.transpose(0, 2, 1, 3).reshape(p * r, p * r).astype(jnp.float64)
+    square += damping.astype(jnp.float64) * jnp.eye(p * r, dtype=jnp.float64)
+    factor = jnp.linalg.cholesky(square)
+    solved = jax.scipy.linalg.cho_solve((factor, True), right.reshape(-1).astype(jnp.float64))
+    return solved.reshape(p, r).astype(right.dtype)
+
+
+def _conjugate_gradients(
+    operator: Callable[[Array], Array],
+    precondition: Callable[[Array], Array],
+    right: Float[Array, "p r"],
+    tolerance: Float[Array, ""],
+    most: int,
+) -> tuple[Float[Array, "p r"], Array]:
+    """Preconditioned conjugate gradients for a right-hand side of norm one; solution and iterations."""
+
+    def unfinished(carry: tuple[Array, ...]) -> Array:
+        return (carry[4] < most) & (jnp.linalg.norm(carry[1]) > tolerance)
+
+    def iterate(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        solution, rest, search, product, count = carry
+        image = operator(search)
+        length = product / jnp.vdot(search, image)
+        solution, rest = solution + length * search, rest - length * image
+        near = precondition(rest)
+        following = jnp.vdot(rest, near)
+        return solution, rest, near + following / product * search, following, count + 1
+
+    near = precondition(right)
+    begin = (jnp.zeros_like(right), right, near, jnp.vdot(right, near), jnp.zeros((), jnp.int64))
+    solution, _, _, _, count = jax.lax.while_loop(unfinished, iterate, begin)
+    return solution, count

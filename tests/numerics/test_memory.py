@@ -1,0 +1,69 @@
+"""Memory: asked for before it is taken, and named in bytes where there is not enough."""
+
+import jax
+import numpy as np
+import psutil
+import pytest
+
+import jaxdistill as jd
+from jaxdistill.errors import InputError, MemoryBudgetError
+from jaxdistill.numerics.memory import LIMIT_VARIABLE, available_bytes, format_bytes, require_memory
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1.5 * 2**30, "1.5 GiB"), (2**52, "4096.0 TiB")],
+)
+def test_sizes_are_readable(size, text):
+    assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize("limit", ["8g", "8G", "8GB", "8GiB", " 8 G ", "8192M", str(2**33), "8589934592B"])
+def test_the_limit_is_read_in_all_usual_ways(monkeypatch, limit):
+    class Free:
+        available = 2**40
+
+    monkeypatch.setattr(psutil, "virtual_memory", Free)
+    monkeypatch.setenv(LIMIT_VARIABLE, limit)
+    used = psutil.Process().memory_info().rss
+    assert abs(available_bytes() - (2**33 - used)) < 2**26
+
+
+def test_a_limit_never_adds_memory_and_none_is_all_that_is_free(monkeypatch):
+    class Free:
+        available = 12345
+
+    monkeypatch.setattr(psutil, "virtual_memory", Free)
+    monkeypatch.setenv(LIMIT_VARIABLE, "900T")
+    assert available_bytes() == 12345
+    monkeypatch.delenv(LIMIT_VARIABLE)
+    assert available_bytes() == 12345
+    monkeypatch.setenv(LIMIT_VARIABLE, "1")
+    assert available_bytes() == 0
+
+
+@pytest.mark.parametrize("limit", ["lots", "2Q", "G", "-", "1e", "two G"])
+def test_a_limit_that_is_no_size_is_refused(monkeypatch, limit):
+    monkeypatch.setenv(LIMIT_VARIABLE, limit)
+    with pytest.raises(InputError, match=LIMIT_VARIABLE):
+        available_bytes()
+
+
+def test_the_message_holds_task_bytes_and_cure(monkeypatch):
+    monkeypatch.setenv(LIMIT_VARIABLE, "1M")
+    with pytest.raises(MemoryBudgetError, match=r"^thinking needs about 3\.0 KiB \(3072 bytes\) .*; rest$"):
+        require_memory(3072, "thinking", "rest")
+    require_memory(0, "nothing", "")
+
+
+def test_fit_and_distill_ask_first_and_work_again_afterwards(monkeypatch, problem):
+    phi = jd.features.Linear(12)
+    model = jd.fit_ridge(phi, problem["x"], problem["y"], lam=1.0)
+    monkeypatch.setenv(LIMIT_VARIABLE, "1M")
+    with pytest.raises(MemoryBudgetError, match=r"factorising .*\(\d+ bytes\)"):
+        jd.fit_ridge(phi, problem["x"], problem["y"], lam=1.0)
+    with pytest.raises(MemoryBudgetError, match=r"constructing 3 examples .*\(\d+ bytes\)"):
+        jd.distill(model, ipc=1, key=jax.random.key(0))
+    monkeypatch.delenv(LIMIT_VARIABLE)
+    again = jd.fit_ridge(phi, problem["x"], problem["y"], lam=1.0)
+    np.testing.assert_array_equal(again.weights, model.weights)
