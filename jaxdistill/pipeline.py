@@ -37,6 +37,7 @@ from jaxdistill.kernels import (
     Polynomial,
     RationalQuadratic,
 )
+from jaxdistill.numerics.keys import split_key
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.fit import Validation
 
@@ -366,5 +367,5 @@ class Stopwatch:
 
 def split_keys(seed: int) -> tuple[Array, Array, Array]:
     """Keys for the feature map, the validation split and the set, from one seed."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    return keys[0], keys[1], keys[2]
+    features, split, small = split_key(jax.random.key(seed), 3)
+    return features, split, small
