@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.data.datasets import load_dataset, one_hot
-from jaxdistill.data.preprocess import AbstractPreprocess, fit_preprocess
+from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.data.transforms import fit_preprocess
 from jaxdistill.errors import InputError
 from jaxdistill.features import (
     KINDS,
