@@ -20,7 +20,6 @@ from jaxdistill.data import preprocess as preprocessing
 from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
-from jaxdistill.features.base import check_num_features
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.sets.archive import read_archive, read_json
 from jaxdistill.sets.checks import check_examples, check_parameters, understood
@@ -217,7 +216,11 @@ class DistilledSet(AbstractSet):
                 weights=arrays["weights"],
                 **common_fields(arrays, meta),
             )
-            check_num_features(features, made.x.shape[1], made.weights.shape[0], "the weights")
+            found, wanted = (features.num_inputs, features.num_features), (made.x.shape[1], len(made.weights))
+            if found != wanted:
+                raise ArtifactError(
+                    f"{path} has features of (d, p) = {found} for a set of {wanted}; get the original"
+                )
             check_parameters(path, features.arrays(), parts[1])
             return made
 
