@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.linalg import check_finite
+from jaxdistill.numerics.pytrees import register_pytree
 
 # Elements of a block of work that stays in the cache in float64, and of one for matrix products: 32 MB.
 _CACHED_ELEMENTS = 2**17
@@ -79,7 +80,7 @@ class AbstractPreprocess(abc.ABC):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Identity(AbstractPreprocess):
     """Flatten, and nothing else. NumPy rows may share memory with the examples.
@@ -111,7 +112,7 @@ class Identity(AbstractPreprocess):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Standardize(AbstractPreprocess):
     """Mean 0 and standard deviation 1 in every channel.

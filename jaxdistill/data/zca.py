@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
@@ -24,10 +23,11 @@ from jaxdistill.data.preprocess import (
 )
 from jaxdistill.errors import InputError, RankError
 from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class ZCA(AbstractPreprocess):
     """Whitening that stays as close to the data as whitening can, with a regulariser.
