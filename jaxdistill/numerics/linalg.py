@@ -7,6 +7,7 @@ given. :func:`in_float64` is the one door between a caller in any precision and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,21 +65,22 @@ def reciprocal(values: Float[Array, " r"], keep: Array) -> Float[Array, " r"]:
     return jnp.where(keep, 1.0 / jnp.where(keep, values, 1.0), 0.0)
 
 
-@jax.custom_jvp
-def pinv(matrix: Float[Array, "a b"]) -> Float[Array, "b a"]:
-    """Moore-Penrose pseudo-inverse, with the cut of :func:`rank_tolerance`.
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def pinv(matrix: Float[Array, "a b"], cut: float | None = None) -> Float[Array, "b a"]:
+    """Moore-Penrose pseudo-inverse, with the cut of :func:`rank_tolerance` or one relative to the largest.
 
     Its derivative (Golub and Pereyra 1973) holds where the rank is constant. That of the singular value
     decomposition underneath would be wrong where singular values coincide, as those of one-hot labels do.
     """
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    return matmul(vt.T * reciprocal(s, s > rank_tolerance(s, matrix.shape)), u.T)
+    lowest = rank_tolerance(s, matrix.shape) if cut is None else cut * jnp.max(s, initial=0.0)
+    return matmul(vt.T * reciprocal(s, s > lowest), u.T)
 
 
 @pinv.defjvp
-def _pinv_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _pinv_jvp(cut: float | None, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (a,), (change,) = primals, tangents
-    inverse = pinv(a)
+    inverse = pinv(a, cut)
     outside = change.T - matmul(matmul(change.T, a), inverse)
     beside = change.T - matmul(inverse, matmul(a, change.T))
     return inverse, (

@@ -42,12 +42,7 @@ BLOCK = 1000  # mutants between two writes of the state, on each process
 PROCESSES = 2
 MOST_SECONDS = 5.0  # for one file
 MOST_BYTES = 10**9
-SHARES = {
-    "linear": 0.3,
-    "network": 0.33,
-    "kernel": 0.33,
-    "encoder": 0.04,
-}  # an encoder is compiled to be checked
+SHARES = {"linear": 0.3, "network": 0.33, "kernel": 0.33, "encoder": 0.04}  # an encoder is compiled to be checked
 
 
 def originals(folder: Path, names: Iterable[str] = tuple(SHARES)) -> dict[str, bytes]:
@@ -306,9 +301,7 @@ def table(state: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=3000.0)
     parser.add_argument("--out", type=Path, default=Path("mutants"))
