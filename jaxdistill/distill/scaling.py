@@ -86,6 +86,7 @@ def choose_scale(
 
     def scaled(features: np.ndarray, c: float, penalty: float, most: float) -> Scaled:
         return Scaled(middle + c * features, level + c * labels, penalty, c, most)
+
     if scale is not None:
         most = largest * scale**2
         inner = largest if lam_s == "max" else _admissible(lam_s, most) / scale**2

@@ -7,6 +7,7 @@ given. :func:`in_float64` is the one door between a caller in any precision and 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
+from jaxdistill.numerics.placement import placement
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -30,23 +32,33 @@ def matmul(a: Array, b: Array) -> Array:
 
 
 def in_float64(function: Callable[..., Any], *args: Any) -> Any:
-    """Run ``function(*args)`` in float64 and return its arrays on the host, as NumPy.
+    """Run ``function(*args)`` in float64, where float64 lives, and return its arrays as NumPy.
 
     Floating-point leaves of ``args`` become float64. The global x64 flag is untouched. The result is
     NumPy because a float64 array of JAX is not usable outside the scope in which it was made.
+
+    Args:
+        function: Function of arrays.
+        args: Its arguments; numbers, strings and what is no array pass as they are.
+
+    Example:
+        >>> in_float64(jnp.sum, np.ones(3, np.float32)).dtype
+        dtype('float64')
     """
+    where = placement()
 
     def promote(leaf: Any) -> Any:
         if isinstance(leaf, (bool, int, str)):  # static arguments pass as they are
             return leaf
-        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            # Converted on the host: a program that only changes the type would have to be compiled.
-            return jnp.asarray(
-                leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float64), jnp.float64
-            )
-        return leaf
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        if isinstance(leaf, jax.Array):
+            leaf = leaf if where.native else jax.device_put(leaf, where.algebra)
+            return jnp.asarray(leaf, jnp.float64) if floating else leaf
+        # Converted on the host: a program that only changes the type would have to be compiled.
+        return jnp.asarray(np.asarray(leaf, np.float64)) if floating else leaf
 
-    with jax.enable_x64(True):
+    there = nullcontext() if where.native else jax.default_device(where.algebra)
+    with jax.enable_x64(True), there:
         result = function(*jax.tree.map(promote, args))
         return jax.tree.map(np.asarray, result)
 
