@@ -104,7 +104,7 @@ def baseline(
         rows = class_rows(model, plan.size)
         penalty = _best_penalty(model, points, rows)
     else:
-        arrays = points, np.asarray(model.weights), np.asarray(model.moments.gram)
+        arrays = points, np.asarray(model.weights), np.asarray(model.moments_for("a baseline").gram)
         rows, penalty = in_float64(_solved, model.features, *arrays)
     return DistilledSet(
         x=points,
@@ -117,7 +117,7 @@ def baseline(
             "labels": labels,
             "targets": model.target_kind.value,
             "rank": plan.rank,
-            "lam": float(model.lam),
+            "lam": model.lam,
             "lam_s": "best on the training data" if labels == "hard" else "auto",
             "num_train": len(x),
         },
@@ -133,7 +133,8 @@ def _solved(phi: AbstractFeatureMap, x: Array, weights: Array, gram: Array) -> t
 
 def _best_penalty(model: RidgeModel, x: np.ndarray, rows: np.ndarray) -> float:
     """The penalty with which hard labels have the least squared error on all training data."""
-    arrays = x, rows, np.asarray(model.moments.gram), np.asarray(model.moments.cross)
+    moments = model.moments_for("the best penalty of a baseline")
+    arrays = x, rows, np.asarray(moments.gram), np.asarray(moments.cross)
     lams, errors = in_float64(_score, model.features, *arrays, _RELATIVE_PENALTIES)
     return float(lams[np.argmin(errors)])
 

@@ -49,14 +49,16 @@ class Certificate:
         relative_weight_error: ``|B_s - B| / |B|`` (Frobenius).
         relative_weight_error_float32: The same in float32.
         cosine: Cosine of the angle between B_s and B.
-        tolerance: Largest relative error that rounding explains: 100 eps of the stored inputs, times
-            what the feature map makes of their rounding, times the condition number of the features;
-            at most sqrt(eps).
+        tolerance: Largest relative error that rounding explains: 100 eps of the stored inputs, or of the
+            features where those are computed in less, times what the feature map makes of their rounding,
+            times the condition number of the features; at most sqrt(eps).
         condition: Condition number of the distilled features.
         exact: Whether the error is within the tolerance and m reaches the rank of B.
         size: m.
         rank: Numerical rank of B: the number of examples that exactness needs.
         stored: Type of the stored inputs.
+        precision: What the features are computed in: "float64", or "float32" where the map is made so, and
+            then exact means to float32's rounding.
         agreement: Share of test inputs on which the two models name the same class.
         agreement_float32: The same for the model retrained in float32.
         accuracy_full: Test accuracy of the full model, in [0, 1].
@@ -89,6 +91,7 @@ class Certificate:
     size: int
     rank: int
     stored: str
+    precision: str
     agreement: float | None
     agreement_float32: float | None
     accuracy_full: float | None
@@ -181,7 +184,8 @@ def certify(
     narrow = _retrain_float32(small, signs)
     rank = int(np.linalg.matrix_rank(full))
     error = _relative(wide, full)
-    eps = float(np.finfo(small.x.dtype).eps)
+    precision = small.features.precision
+    eps = float(max(np.finfo(small.x.dtype).eps, np.finfo(precision).eps))
     tolerance = min(100 * eps * float(condition * amplification), math.sqrt(eps))
     tests = _compare_on_test(small.features, full, wide, narrow, x_test, y_test, progress)
     return Certificate(
@@ -194,6 +198,7 @@ def certify(
         size=len(small.x),
         rank=rank,
         stored=small.x.dtype.name,
+        precision=precision,
         digest=small.digest,
         **tests,
     )

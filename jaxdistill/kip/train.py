@@ -318,7 +318,7 @@ def _result(
             "labels": config.labels,
             "targets": detect_targets(run.prepared.y).value,
             "rank": int(np.linalg.matrix_rank(trained)),
-            "lam": float(model.lam),
+            "lam": model.lam,
             "lam_s": config.penalty,
             "num_train": len(run.prepared.x),
             "steps": done,

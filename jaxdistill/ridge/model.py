@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Literal, Self, final
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.numerics.names import check_choice
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.selection import LamSelection
@@ -30,9 +31,9 @@ class RidgeModel:
     Args:
         features: Feature map phi.
         weights: B, shape (p, k), float64 on the host.
-        lam: Penalty it was trained with.
-        moments: G, C, T and n of the training data, float64 on the host.
-        rank: Numerical rank of the features.
+        lam: Penalty it was trained with; None of a head without data.
+        moments: G, C, T and n of the training data, float64 on the host; None of a head without data.
+        rank: Numerical rank of the features; None of a head without data.
         resolution: Size below which an eigenvalue of G is rounding.
         selection: How lam was chosen, or None where it was given.
         target_kind: What the targets were.
@@ -50,12 +51,67 @@ class RidgeModel:
 
     features: AbstractFeatureMap
     weights: Float[np.ndarray, "p k"] | Any
-    lam: float
-    moments: Moments
-    rank: int
+    lam: float | None
+    moments: Moments | None
+    rank: int | None
     resolution: float
     selection: LamSelection | None
     target_kind: TargetKind = field(metadata={"static": True})
+
+    @classmethod
+    def from_weights(
+        cls, features: AbstractFeatureMap, weights: Any, *, targets: Literal["classes", "real"] = "classes"
+    ) -> Self:
+        """Make a model of any linear head, whatever trained it: no data are needed to distil it.
+
+        ``f(x) = phi(x) B`` with the B given: the last layer of a network, a logistic regression, a linear
+        support vector machine. *Ridge* regression on its distilled set returns it. What needs moments of data
+        (reduced rank, projection, weighted labels, KIP on moments) says so. Of an intercept make a weight, by
+        a feature that is constant.
+
+        Args:
+            features: Feature map phi, d -> p.
+            weights: B, shape (p, k); of scikit-learn's linear models ``coef_.T``.
+            targets: "classes" for heads whose largest output is the class: sets may have hard labels; "real"
+                for others.
+
+        Raises:
+            InputError: another shape, or values that are not finite.
+
+        Example:
+            >>> import jax, numpy as np
+            >>> import jaxdistill as jd
+            >>> head = np.array([[1.0, -1.0], [0.5, 0.0], [0.0, 2.0]])
+            >>> model = RidgeModel.from_weights(jd.features.Linear(3), head)
+            >>> small = jd.distill(model, ipc=1, key=jax.random.key(0))
+            >>> jd.certify(model, small).exact
+            True
+
+        Source: CHW, Theorem 4.1, uses B alone.
+        """
+        check_choice("targets", targets, ("classes", "real"))
+        head = np.asarray(weights)
+        if head.ndim != 2 or len(head) != features.num_features or head.dtype.kind not in "iuf":
+            raise InputError(
+                f"weights have shape {head.shape} and type {head.dtype}, expected numbers "
+                f"({features.num_features}, k), a row a feature; of scikit-learn pass coef_.T"
+            )
+        check_finite("weights", head)
+        kind = TargetKind.ONE_HOT if targets == "classes" and head.shape[1] > 1 else TargetKind.REAL
+        return cls(features, head.astype(np.float64), None, None, None, 0.0, None, kind)
+
+    def moments_for(self, what: str) -> Moments:
+        """The moments, for what needs them.
+
+        Raises:
+            InputError: the model is a head without data; names what is asked for.
+        """
+        if self.moments is None:
+            raise InputError(
+                f"{what} needs the moments of data, and this model was made from weights alone; train one with "
+                "jaxdistill.fit_ridge"
+            )
+        return self.moments
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch k"]:
         """Prediction as a pure function of arrays: use it inside jit, vmap and grad."""

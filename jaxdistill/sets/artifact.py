@@ -19,10 +19,11 @@ from jaxtyping import Float
 from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.data.transforms import rebuild_preprocess
 from jaxdistill.errors import ArtifactError, InputError
-from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.features.stored import parts_of, rebuild
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.sets.archive import read_archive, read_json
-from jaxdistill.sets.checks import check_examples, check_parameters, understood
+from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
 FORMAT = 3  # 1: LeakyReLU networks only; 2: no kernels; both are still read
 _MAGIC = "jaxdistill"
@@ -175,12 +176,16 @@ class DistilledSet(AbstractSet):
 
     def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays = {f"features/{name}": value for name, value in self.features.arrays().items()}
-        about = {"kind": self.features.kind, "settings": self.features.settings()}
-        return {"weights": self.weights} | arrays, {"features": about}
+        return {"weights": self.weights} | arrays, {"features": parts_of(self.features)}
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        module: Any | None = None,
+        variables: Any | None = None,
+        features: Any | None = None,
     ) -> Self:
         """Read a set back; nothing in the file is ever executed.
 
@@ -189,6 +194,8 @@ class DistilledSet(AbstractSet):
             module: The flax module of an :class:`~jaxdistill.features.Encoder` whose code is not the
                 package's own; it is checked to be the same function.
             variables: Variables of a linen module, where the file keeps only their hash.
+            features: The feature map itself, in place of the module; of a
+                :class:`~jaxdistill.features.Function` the only way, since no file holds its code.
 
         Returns:
             The set.
@@ -203,25 +210,21 @@ class DistilledSet(AbstractSet):
             raise ArtifactError(f"{path} is a set for a kernel; read it with jaxdistill.load_set")
         with understood(path):
             check_examples(path, arrays, meta, ("weights",))
-            kind = KINDS[meta["features"]["kind"]]
-            parts = meta["features"]["settings"], arrays_under("features/", arrays)
-            if module is None and variables is None:
-                features = kind.from_parts(*parts)
-            elif kind is Encoder:
-                features = Encoder.from_parts(*parts, module=module, variables=variables)
-            else:
-                raise ArtifactError(f"{path} has {kind.kind} features, which need no module; leave it out")
+            code = {"module": module, "variables": variables, "features": features}
+            parts = arrays_under("features/", arrays)
+            phi = rebuild(meta["features"], parts, **code)
+            check_code(path, code, [phi])
             made = cls(
-                features=features,
+                features=phi,
                 weights=arrays["weights"],
                 **common_fields(arrays, meta),
             )
-            found, wanted = (features.num_inputs, features.num_features), (made.x.shape[1], len(made.weights))
+            found, wanted = (phi.num_inputs, phi.num_features), (made.x.shape[1], len(made.weights))
             if found != wanted:
                 raise ArtifactError(
                     f"{path} has features of (d, p) = {found} for a set of {wanted}; get the original"
                 )
-            check_parameters(path, features.arrays(), parts[1])
+            check_parameters(path, phi.arrays(), parts)
             return made
 
 
