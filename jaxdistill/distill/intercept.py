@@ -44,6 +44,6 @@ rows with the mean of the training targets, or use labels='soft'
         share = 100 * outside / np.linalg.norm(offset)
         raise RankError(
             "the mean of the labels differs from the intercept by what no features can give: "
-            f"{share:.2g} % of the difference lie outside the row space of the weights; give rows with "
+            f"{share:.3g} % of the difference lie outside the row space of the weights; give rows with "
             "the mean of the training targets, or use labels='soft'"
         )

@@ -155,12 +155,12 @@ class Moments:
         )
 
     @property
-    def feature_mean(self) -> Float[Array, " p"]:
+    def feature_mean(self) -> Float[Array, " p"] | Any:
         """Mean of the features, shape (p,)."""
         return self.feature_shift + self.feature_sum / self.count
 
     @property
-    def target_mean(self) -> Float[Array, " k"]:
+    def target_mean(self) -> Float[Array, " k"] | Any:
         """Mean of the targets, shape (k,)."""
         return self.target_shift + self.target_sum / self.count
 
