@@ -1,4 +1,4 @@
-"""Sets for models with an unpenalised intercept: weights and intercept come back, judged by scikit-learn and NumPy."""
+"""Sets for models with an unpenalised intercept, judged by scikit-learn and NumPy on the set alone."""
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,20 @@ seeds = st.integers(0, 2**31)
 shares = st.sampled_from([0.0, 0.3, 1.0])
 
 
-@jax.jit
 def _exact(weights, intercept, labels, free, lam, near, larger):
     return exact_features(weights, labels, free, lam, larger, intercept=intercept, near=near)
 
 
-@jax.jit
 def _inverse(weights, labels, free):
     return from_contrasts(inverse_features(weights, contrasts(labels), contrasts(free)))
+
+
+def _nearest(weights, labels, real, share):
+    wanted = contrasts(real)
+    lam = share * InverseFactors.of(nearest_inverse(weights, contrasts(labels), wanted, 0.0)).largest_penalty
+    factors = InverseFactors.of(nearest_inverse(weights, contrasts(labels), wanted, lam))
+    lam = jnp.minimum(lam, factors.largest_penalty)
+    return from_contrasts(factors.features(lam)) + jnp.mean(real, axis=0), lam
 
 
 exact_64, inverse_64, retrain_64 = compiled(_exact), compiled(_inverse), compiled(retrain_with_intercept)
@@ -49,6 +55,7 @@ soft_64 = compiled(lambda f, w, lam, b: soft_labels(f, w, lam, intercept=b))
 weighted_64 = compiled(lambda f, w, g, lam, means: weighted_labels(f, w, g, lam, means=means))
 spanning_64 = compiled(lambda w, f, rank, c: nearest_spanning(w, f, rank, c, intercept=True), static=2)
 mean_64, reduce_64 = compiled(mean_features), compiled(reduce_rank, static=2)
+nearest_64, rows_64 = compiled(_nearest), compiled(from_contrasts)
 
 
 def trained_by_others(features, labels, lam):
@@ -302,17 +309,7 @@ def test_corollary_411_holds_for_contrasts(seed, share):
     weights = (real - real.mean(axis=0)).T @ of_condition(rng, 6, 3, 3.0)
     labels = real @ weights + intercept  # the labels that the model gives them
 
-    def near(weights, labels, real, share):
-        wanted = contrasts(real)
-        lam = (
-            share
-            * InverseFactors.of(nearest_inverse(weights, contrasts(labels), wanted, 0.0)).largest_penalty
-        )
-        factors = InverseFactors.of(nearest_inverse(weights, contrasts(labels), wanted, lam))
-        lam = jnp.minimum(lam, factors.largest_penalty)
-        return from_contrasts(factors.features(lam)) + jnp.mean(real, axis=0), lam
-
-    features, lam = compiled(near)(weights, labels, real, share)
+    features, lam = nearest_64(weights, labels, real, share)
     found, offset = retrain_64(features, labels, float(lam))
     assert relative(found, weights) < 100 * tolerance(features)
     assert relative(offset, intercept) < 1000 * tolerance(features)
@@ -327,7 +324,7 @@ def test_below_the_rank_one_example_more_holds_the_best_model_of_that_rank(seed,
     weights, intercept, mean = rng.standard_normal((7, 4)), rng.standard_normal(4), data.mean(axis=0)
     reduced, rows, lost = reduce_64(weights, (data - mean).T @ (data - mean), rank)
     level = mean @ weights + intercept
-    labels = np.asarray(compiled(from_contrasts)(rows)) + level
+    labels = rows_64(rows) + level
     best = level - mean @ reduced
     features = exact_64(reduced, best, labels, np.zeros((rank + 1, 7)), 0.0, mean, True)
     found, offset = retrain_64(features, labels, 0.0)

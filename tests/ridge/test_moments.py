@@ -36,10 +36,7 @@ def centred_sums(x, y):
 def errors_of(moments, x, y):
     """Relative errors of the centred sums, and of the means."""
     c = moments.centred()
-    sums = [
-        relative(a, b)
-        for a, b in zip((c.gram, c.cross, c.target_gram), centred_sums(x, y), strict=True)
-    ]
+    sums = [relative(a, b) for a, b in zip((c.gram, c.cross, c.target_gram), centred_sums(x, y), strict=True)]
     means = [relative(c.feature_mean, x.mean(axis=0)), relative(c.target_mean, y.mean(axis=0))]
     return max(sums), max(means)
 
