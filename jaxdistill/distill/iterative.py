@@ -66,17 +66,16 @@ def find_inputs(
     starts = choose_starts(model, plan, reference, options, key_pick, key_noise)
     check_derivative(model.features, starts[0, :_CHECKED])
     phi, seconds = model.features, options.seconds
+    steps: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
     if plan.construction is Construction.PROJECTION:
         what = f"a set of {plan.size} examples, fewer than m* = {plan.count},"
         gram = model.moments_for(what).gram
-        steps = {} if options.steps is None else {"steps": options.steps}
         tries = [
             project(phi, model.weights, gram, x, box=box, seconds=seconds, progress=progress, **steps)
             for x in starts
         ]
         best = min(tries, key=lambda found: found.report.loss)
         return Found(best.x, best.report.loss, best.report.to_dict())
-    steps = {} if options.steps is None else {"steps": options.steps}
     solution = solve_spanning(
         phi,
         model.weights,
