@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import tempfile
+import time
 from pathlib import Path
 
 from jaxdistill.errors import OutputError
 
+_ABANDONED_SECONDS = 3600
+
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write a file beside its target and rename it, so that no reader ever sees half of it.
+
+    A process that is killed meanwhile leaves a hidden file, ``.NAME.`` and eight letters; whoever writes the
+    same target an hour later, or more, deletes it.
 
     Raises:
         OutputError: the folder does not exist or cannot be written.
     """
     path = Path(path)
     try:
+        _delete_abandoned(path)
         handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -33,3 +42,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
             f"cannot write {path}: {error.strerror or error}; choose a folder that can be written"
         ) from None
     return path
+
+
+def _delete_abandoned(path: Path) -> None:
+    """Delete what processes that were killed left beside a target; one at work wrote within the hour."""
+    latest = time.time() - _ABANDONED_SECONDS
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError):  # another process may be doing the same
+            if beside.stat().st_mtime < latest:
+                beside.unlink()

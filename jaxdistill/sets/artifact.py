@@ -217,7 +217,7 @@ class DistilledSet(AbstractSet):
             made = cls(
                 features=phi,
                 weights=arrays["weights"],
-                **common_fields(arrays, meta),
+                **common_fields(path, arrays, meta),
             )
             found, wanted = (phi.num_inputs, phi.num_features), (made.x.shape[1], len(made.weights))
             if found != wanted:
@@ -239,19 +239,17 @@ def read_set(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, _read_meta(path, arrays)
 
 
-def common_fields(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
+def common_fields(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
     """The fields that every set has, from what :func:`read_set` returned."""
-    transform = meta["preprocess"]
+    told, stored = meta["preprocess"], arrays_under("preprocess/", arrays)
+    transform = None if told is None else rebuild_preprocess(told["kind"], told["settings"], stored)
+    check_parameters(path, {} if transform is None else transform.arrays(), stored)
     return {
         "x": arrays["inputs"],
         "y": arrays["labels"],
         "lam": float(arrays["lam"]),
         "recipe": meta["recipe"],
-        "preprocess": None
-        if transform is None
-        else rebuild_preprocess(
-            transform["kind"], transform["settings"], arrays_under("preprocess/", arrays)
-        ),
+        "preprocess": transform,
         "class_names": tuple(str(name) for name in arrays["class_names"])
         if "class_names" in arrays
         else None,

@@ -104,7 +104,7 @@ def _input_shapes(part: Any) -> Iterator[list[int]]:
 
 
 def check_parameters(where: Any, found: dict[str, np.ndarray], stored: dict[str, np.ndarray]) -> None:
-    """Raise unless a map or kernel holds the very arrays that were stored.
+    """Raise unless a map, kernel or transform holds the very arrays that were stored.
 
     Raises:
         ArtifactError: arrays that nobody reads, or float64 that JAX rounded to float32.

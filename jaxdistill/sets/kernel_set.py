@@ -110,7 +110,7 @@ class KernelSet(AbstractSet):
                 values=arrays["values"],
                 squared_norm=float(arrays["squared_norm"]),
                 resolution=float(meta["resolution"]),
-                **common_fields(arrays, meta),
+                **common_fields(path, arrays, meta),
             )
             check_parameters(path, kernel.arrays(), arrays_under("kernel/", arrays))
             return made
