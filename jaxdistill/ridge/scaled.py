@@ -9,7 +9,6 @@ factorisation for every penalty here too, whatever the units.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, final
 
 import jax
@@ -81,7 +80,7 @@ def badly_scaled(gram: Float[np.ndarray, "p p"] | Any, resolution: Any = 0.0) ->
     return bool(sizes.max() > sizes.min() * _EPS**-0.2 or sizes.min() ** 2 < resolution)
 
 
-@partial(jax.jit, donate_argnums=0)
+@jax.jit
 def _add_rows(triangle: Array, features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> Array:
     rows = jnp.concatenate([features(x), y], axis=1) * mask[:, None]
     return jnp.linalg.qr(jnp.concatenate([triangle, rows]), mode="r")
@@ -96,17 +95,12 @@ def _triangle(
     features: AbstractFeatureMap, source: AbstractSource, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """R and Q^T Y of ``Phi = Q R``, in one pass: the rows seen so far never take more than a triangle."""
-    p = features.num_features
-    with jax.enable_x64(True):
-        features = jax.device_put(features)
-        size = p + source.num_targets
-        triangle = jnp.zeros((size, size), jnp.float64)
-        bar = "QR factorisation" if progress else None
-        for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
-            block = (a.astype(np.float64, copy=False) for a in (*arrays, mask))
-            triangle = _add_rows(triangle, features, *block)
-        found = np.asarray(triangle)
-    return found[:p, :p], found[:p, p:]
+    p, size = features.num_features, features.num_features + source.num_targets
+    triangle = np.zeros((size, size))
+    bar = "QR factorisation" if progress else None
+    for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
+        triangle = in_float64(_add_rows, triangle, features, *arrays, mask)
+    return triangle[:p, :p], triangle[:p, p:]
 
 
 def factor_scaled(
