@@ -1,4 +1,4 @@
-"""The errors that jaxdistill raises on purpose: one line each, the cause and then the cure."""
+"""The errors and warnings that jaxdistill raises on purpose: one line each, the cause and then the cure."""
 
 
 class JaxDistillError(ValueError):
@@ -23,6 +23,10 @@ class RankError(JaxDistillError):
 
 class InverseError(JaxDistillError):
     """A feature map has no closed-form inverse, or a point lies outside its range."""
+
+
+class ConditioningWarning(UserWarning):
+    """Float64 cannot hold what was asked for to more than a few digits; the message names the columns."""
 
 
 class KernelError(JaxDistillError):

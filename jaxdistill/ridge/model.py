@@ -17,6 +17,7 @@ from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
+from jaxdistill.ridge.residual import ModelResidual, model_residual
 from jaxdistill.ridge.selection import LamSelection
 from jaxdistill.ridge.source import chunk_rows, padded, row_chunks
 from jaxdistill.ridge.targets import TargetKind
@@ -37,6 +38,9 @@ class RidgeModel:
         resolution: Size below which an eigenvalue of G is rounding.
         selection: How lam was chosen, or None where it was given.
         target_kind: What the targets were.
+        dropped: Largest share of its squared norm that a feature lost to the rank.
+        product_dtype: Precision in which the products of the moments were formed.
+        data_dtype: The coarsest type that holds the inputs: what rounding they come with.
 
     Example:
         >>> import jax, numpy as np
@@ -57,6 +61,22 @@ class RidgeModel:
     resolution: float
     selection: LamSelection | None
     target_kind: TargetKind = field(metadata={"static": True})
+    dropped: float = 0.0
+    product_dtype: str = field(default="float64", metadata={"static": True})
+    data_dtype: str = field(default="float64", metadata={"static": True})
+
+    @property
+    def residual(self) -> ModelResidual:
+        """How well the weights solve the normal equations of the model's own moments, measured now."""
+        return model_residual(
+            self.moments,
+            self.weights,
+            self.lam,
+            product_dtype=self.product_dtype,
+            resolution=self.resolution,
+            rank=self.rank,
+            dropped=self.dropped,
+        )
 
     @classmethod
     def from_weights(

@@ -118,6 +118,17 @@ class ArraySource(AbstractSource):
         """Type of the inputs."""
         return self.x.dtype
 
+    @property
+    def data_dtype(self) -> np.dtype:
+        """The coarsest type that holds the inputs, as far as the first rows tell.
+
+        Numbers that were once rounded to float32 are no more exact in float64.
+        """
+        first = next(self.chunks())[0]
+        with np.errstate(over="ignore"):
+            narrow = first.astype(np.float32)
+        return np.dtype(np.float32) if np.array_equal(narrow.astype(first.dtype), first) else first.dtype
+
     def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of consecutive rows, from row ``start`` on."""
         for begin in range(start, self.num_rows, self.chunk_size):
