@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 
 from jaxdistill.errors import InputError, RankError
 from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.numerics.pytrees import register_pytree
 
 # Elements of one block of work in float64: 32 MB.
 BLOCK_ELEMENTS = 2**22
@@ -72,7 +73,7 @@ class AbstractPreprocess(abc.ABC):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Identity(AbstractPreprocess):
     """Flatten, and nothing else. NumPy rows may share memory with the examples.
@@ -98,7 +99,7 @@ class Identity(AbstractPreprocess):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Standardize(AbstractPreprocess):
     """Mean 0 and standard deviation 1 in every channel.
@@ -203,7 +204,7 @@ class Standardize(AbstractPreprocess):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class ZCA(AbstractPreprocess):
     """Whitening that stays as close to the data as whitening can, with a regulariser.

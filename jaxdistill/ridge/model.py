@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.selection import LamSelection
 from jaxdistill.ridge.source import chunk_rows, padded, row_chunks
@@ -21,7 +22,7 @@ from jaxdistill.ridge.targets import TargetKind
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True)
 class RidgeModel:
     """A trained model ``f(x) = phi(x) B``, with the moments that constructions need.

@@ -15,12 +15,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, final
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.linalg import matmul, pinv
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 def spanning_count(num_features: int, num_inputs: int, num_targets: int, rank: int | None = None) -> int:
@@ -55,7 +55,7 @@ def spanning_count(num_features: int, num_inputs: int, num_targets: int, rank: i
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class SpanningProblem:
     """What a solution must satisfy, and what it should stay close to.
@@ -77,7 +77,7 @@ class SpanningProblem:
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class SpanningState:
     """Where the solver stands: one start, or several with a leading axis.
