@@ -99,5 +99,9 @@ def _inside(model: RidgeModel, left: np.ndarray, right: np.ndarray) -> RidgeMode
             left.T @ np.asarray(moments.cross),
             moments.target_gram,
             moments.count,
+            left.T @ np.asarray(moments.feature_sum),
+            moments.target_sum,
+            left.T @ np.asarray(moments.feature_shift),
+            moments.target_shift,
         ),
     )

@@ -20,13 +20,14 @@ from jaxdistill.networks.activation import Activation
 from jaxdistill.networks.pooling import POOLS, pool
 from jaxdistill.numerics.linalg import HIGHEST, least_change
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.pytrees import register_pytree
 
 Shape = tuple[int, int, int]
 _POOL_SIZE = 2
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class ConvolutionalNetwork(AbstractFeatureMap):
     """Last layer of a random convolutional network, each layer ``h = pool(act(W * h))``, as a row.

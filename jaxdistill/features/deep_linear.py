@@ -18,10 +18,11 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.numerics.linalg import matmul, pinv
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class DeepLinear(AbstractFeatureMap):
     """A linear network of several layers, ``phi(x) = A x`` with ``A = W_L ... W_1`` (p, d).

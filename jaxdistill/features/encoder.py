@@ -17,6 +17,7 @@ from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.modules import Parameters, Pure, check_layer, describe_class, explained, purify
 from jaxdistill.numerics.linalg import check_finite, in_float64
+from jaxdistill.numerics.pytrees import register_pytree
 
 # How far the features of another version of the libraries may differ from those on record.
 _SAME_FUNCTION = 1e-6
@@ -48,7 +49,7 @@ class Program:
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Encoder(AbstractFeatureMap):
     """Features of a flax module, ``phi(x) = layer(x)``, its parameters frozen as they are now.

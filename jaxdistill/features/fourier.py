@@ -15,12 +15,13 @@ from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.numerics.linalg import least_change, matmul
+from jaxdistill.numerics.pytrees import register_pytree
 
 TURN = 2 * math.pi
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class RandomFourier(AbstractFeatureMap):
     """Random Fourier features, ``phi(x) = sqrt(2/p) cos(A x + b)``.

@@ -17,10 +17,11 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.networks.activation import Activation
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class InvertibleNetwork(AbstractFeatureMap):
     """A network of affine coupling layers, as many features as inputs, invertible everywhere.

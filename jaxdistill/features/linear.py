@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self, final
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Linear(AbstractFeatureMap):
     """The map ``phi(x) = x``; its inverse is exact everywhere.

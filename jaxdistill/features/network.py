@@ -18,10 +18,11 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.networks.activation import Activation
 from jaxdistill.numerics.linalg import least_change, matmul
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class RandomNetwork(AbstractFeatureMap):
     """Last hidden layer of a random network, ``phi(x) = act(W_L ... act(W_1 x))``.

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.kernels.checks import check_number, check_rows, like
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 class AbstractKernel(abc.ABC):
@@ -136,7 +137,7 @@ class AbstractComposite(AbstractKernel):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Sum(AbstractComposite):
     """The sum ``k1(x, x') + k2(x, x')``; also written ``k1 + k2``.
@@ -167,7 +168,7 @@ class Sum(AbstractComposite):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Product(AbstractComposite):
     """The product ``k1(x, x') k2(x, x')``; also written ``k1 * k2``.
@@ -198,7 +199,7 @@ class Product(AbstractComposite):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Scaled(AbstractComposite):
     """A positive multiple ``factor k(x, x')``; also written ``factor * k``.
@@ -240,7 +241,7 @@ class Scaled(AbstractComposite):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Normalised(AbstractComposite):
     """A kernel of unit diagonal, ``k(x, x') / sqrt(k(x, x) k(x', x'))``; zero where k(x, x) is.

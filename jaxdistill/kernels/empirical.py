@@ -20,6 +20,7 @@ from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.checks import check_number, check_rows
 from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.memory import available_bytes, format_bytes
+from jaxdistill.numerics.pytrees import register_pytree
 
 # Where products outweigh the making of Jacobians, for all but the largest networks.
 _MOST_MEMORY = 2**29
@@ -69,7 +70,7 @@ def _even(number: int, most: int) -> int:
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class EmpiricalNTK(AbstractKernel):
     """The neural tangent kernel of a flax module f with K outputs, at the parameters it has now.

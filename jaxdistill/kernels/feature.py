@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -14,10 +13,11 @@ from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.checks import check_rows
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class FeatureKernel(AbstractKernel):
     """The inner product of features, ``k(x, x') = phi(x) . phi(x')``.

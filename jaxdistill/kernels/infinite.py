@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self, final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -14,6 +13,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.kernels.arc_cosine import arc_cosine
 from jaxdistill.kernels.checks import check_number, like
 from jaxdistill.kernels.products import AbstractProductKernel
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 class AbstractWideNetwork(AbstractProductKernel):
@@ -82,7 +82,7 @@ class AbstractWideNetwork(AbstractProductKernel):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class NNGP(AbstractWideNetwork):
     """Covariance of the outputs of an infinitely wide network at its initialisation.
@@ -124,7 +124,7 @@ class NNGP(AbstractWideNetwork):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class NTK(AbstractWideNetwork):
     """Neural tangent kernel: what gradient descent on an infinitely wide network regresses with.

@@ -34,6 +34,7 @@ from jaxdistill.kernels.checks import check_rows
 from jaxdistill.kernels.convolve import convolve
 from jaxdistill.numerics.memory import available_bytes, format_bytes
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.pytrees import register_pytree
 
 NAME = "neural_tangents"
 TESTED = ("0.6.5",)
@@ -206,7 +207,7 @@ def from_neural_tangents(
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class NeuralTangentsKernel(AbstractKernel):
     """A kernel of neural-tangents; made by :func:`from_neural_tangents`.

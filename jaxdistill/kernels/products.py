@@ -6,7 +6,6 @@ import abc
 from dataclasses import dataclass, field
 from typing import Any, Self, final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -15,6 +14,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.checks import check_number, check_rows, like
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 class AbstractProductKernel(AbstractKernel):
@@ -57,7 +57,7 @@ def squared_norms(x: Array) -> Float[Array, " n"]:
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Linear(AbstractProductKernel):
     """The inner product, ``k(x, x') = x . x'``.
@@ -87,7 +87,7 @@ class Linear(AbstractProductKernel):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Polynomial(AbstractProductKernel):
     """The polynomial kernel, ``k(x, x') = (x . x' / d + offset)^degree``.

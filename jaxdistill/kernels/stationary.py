@@ -6,13 +6,13 @@ import abc
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.kernels.checks import check_number, like
 from jaxdistill.kernels.products import AbstractProductKernel
+from jaxdistill.numerics.pytrees import register_pytree
 
 
 class AbstractStationary(AbstractProductKernel):
@@ -44,7 +44,7 @@ class AbstractStationary(AbstractProductKernel):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class RBF(AbstractStationary):
     """The Gaussian kernel, ``k = exp(-r^2 / (2 lengthscale^2))``.
@@ -70,7 +70,7 @@ class RBF(AbstractStationary):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Laplace(AbstractStationary):
     """The exponential kernel (Matern 1/2), ``k = exp(-r / lengthscale)``.
@@ -98,7 +98,7 @@ class Laplace(AbstractStationary):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Matern32(AbstractStationary):
     """The Matern kernel of smoothness 3/2, ``k = (1 + u) exp(-u)`` with ``u = sqrt(3) r / lengthscale``.
@@ -125,7 +125,7 @@ class Matern32(AbstractStationary):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class Matern52(AbstractStationary):
     """The Matern kernel of smoothness 5/2, ``k = (1 + u + u^2/3) exp(-u)``, ``u = sqrt(5) r / lengthscale``.
@@ -152,7 +152,7 @@ class Matern52(AbstractStationary):
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class RationalQuadratic(AbstractStationary):
     """A mixture of Gaussians of all widths, ``k = (1 + r^2 / (2 alpha lengthscale^2))^-alpha``.

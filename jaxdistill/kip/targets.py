@@ -12,13 +12,14 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.pytrees import register_pytree
 
 # Rows in one step of a pass over all targets.
 _CHUNK = 8192
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True)
 class TargetRows:
     """Targets, sorted by class and shuffled within it, with what is known of each.

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.selection import LamSelection
 from jaxdistill.ridge.source import chunk_rows, padded, row_chunks
@@ -21,7 +22,7 @@ from jaxdistill.ridge.targets import TargetKind
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True)
 class RidgeModel:
     """A trained model ``f(x) = phi(x) B``, with the moments that constructions need.
@@ -93,7 +94,7 @@ def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: boo
     chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]
     with jax.enable_x64(x.dtype == np.float64):
-        weights = jnp.asarray(weights, x.dtype)
+        weights = np.asarray(weights, x.dtype)
         features = jax.device_put(features)
         parts = [np.asarray(_predict_chunk(features, weights, chunk[0])) for chunk, _ in chunks]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

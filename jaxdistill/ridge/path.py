@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True)
 class RidgePath:
     """Factor once, solve for every penalty: ``B(lam) = V diag(1/(g + lam)) V^T C``.

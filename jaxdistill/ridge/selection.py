@@ -12,11 +12,12 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.source import AbstractSource, padded
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True)
 class LamSelection:
     """How the penalty was chosen.

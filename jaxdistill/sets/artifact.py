@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, final
@@ -17,11 +16,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxdistill.data import preprocess as preprocessing
 from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.data.transforms import rebuild_preprocess
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
 from jaxdistill.numerics.files import write_atomically
+from jaxdistill.sets.archive import read_archive, read_json
+from jaxdistill.sets.checks import check_examples, check_parameters, understood
 
 FORMAT = 3  # 1: LeakyReLU networks only; 2: no kernels; both are still read
 _MAGIC = "jaxdistill"
@@ -200,7 +201,8 @@ class DistilledSet(AbstractSet):
         arrays, meta = read_set(path)
         if "kernel" in meta:
             raise ArtifactError(f"{path} is a set for a kernel; read it with jaxdistill.load_set")
-        try:
+        with understood(path):
+            check_examples(path, arrays, meta, ("weights",))
             kind = KINDS[meta["features"]["kind"]]
             parts = meta["features"]["settings"], arrays_under("features/", arrays)
             if module is None and variables is None:
@@ -209,15 +211,18 @@ class DistilledSet(AbstractSet):
                 features = Encoder.from_parts(*parts, module=module, variables=variables)
             else:
                 raise ArtifactError(f"{path} has {kind.kind} features, which need no module; leave it out")
-            return cls(
+            made = cls(
                 features=features,
                 weights=arrays["weights"],
                 **common_fields(arrays, meta),
             )
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{path} lacks or does not understand {error}; make it again with this version"
-            ) from None
+            found, wanted = (features.num_inputs, features.num_features), (made.x.shape[1], len(made.weights))
+            if found != wanted:
+                raise ArtifactError(
+                    f"{path} has features of (d, p) = {found} for a set of {wanted}; get the original"
+                )
+            check_parameters(path, features.arrays(), parts[1])
+            return made
 
 
 def read_set(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -227,7 +232,8 @@ def read_set(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format.
     """
     arrays = _read(path)
-    return arrays, _read_meta(path, arrays)
+    with understood(path):
+        return arrays, _read_meta(path, arrays)
 
 
 def common_fields(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +246,7 @@ def common_fields(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[s
         "recipe": meta["recipe"],
         "preprocess": None
         if transform is None
-        else preprocessing.from_parts(
+        else rebuild_preprocess(
             transform["kind"], transform["settings"], arrays_under("preprocess/", arrays)
         ),
         "class_names": tuple(str(name) for name in arrays["class_names"])
@@ -268,24 +274,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist; make one with: jaxdistill distill --out DIR")
     try:
-        # From memory: NumPy leaves a file open when it turns out to be damaged.
-        content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise ArtifactError(f"{path} is a single array; a distilled set is an .npz file")
-        with content as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile) as error:
-        raise ArtifactError(f"{path} is damaged or truncated ({error}); copy it again") from None
-    except ArtifactError:
-        raise
-    except ValueError as error:
-        if "pickle" in str(error).lower():
-            raise ArtifactError(
-                f"{path} holds pickled objects, which could run code; it is not opened"
-            ) from None
-        raise ArtifactError(f"{path} is damaged ({error}); copy it again") from None
-    except Exception as error:  # zlib.error and what else a corrupt archive can raise
-        raise ArtifactError(f"{path} is damaged ({error}); copy it again") from None
+        with path.open("rb") as file:
+            return read_archive(file, path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; copy it again") from None
 
 
 def _read_meta(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -294,9 +286,9 @@ def _read_meta(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if "meta" in missing:
         raise ArtifactError(f"{path} is not a distilled set: it has no 'meta'")
     try:
-        meta = json.loads(str(arrays["meta"]))
+        meta = read_json(str(arrays["meta"]))
         program, version = meta["program"], int(meta["format"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise ArtifactError(f"{path} has metadata that cannot be read; copy it again") from None
     if program != _MAGIC:
         raise ArtifactError(f"{path} was written by {program!r}, not by {_MAGIC}")

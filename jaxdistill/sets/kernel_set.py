@@ -17,6 +17,7 @@ from jaxdistill.features import Encoder
 from jaxdistill.kernels.base import AbstractKernel, parts_of
 from jaxdistill.kernels.stored import rebuild
 from jaxdistill.sets.artifact import AbstractSet, DistilledSet, arrays_under, common_fields, read_set
+from jaxdistill.sets.checks import check_examples, check_parameters, understood
 
 
 @final
@@ -92,24 +93,23 @@ class KernelSet(AbstractSet):
         arrays, meta = read_set(path)
         if "kernel" not in meta:
             raise ArtifactError(f"{path} is a set of a feature map; read it with jaxdistill.load_set")
-        try:
+        with understood(path):
+            check_examples(path, arrays, meta, ("values", "squared_norm"))
             code = {"module": module, "variables": variables}
             kernel = rebuild(meta["kernel"], arrays_under("kernel/", arrays), **code)
             if (module is not None or variables is not None) and not _has_module(kernel):
                 raise ArtifactError(
                     f"{path} has the kernel {kernel.kind!r}, which needs no module; leave it out"
                 )
-            return cls(
+            made = cls(
                 kernel=kernel,
                 values=arrays["values"],
                 squared_norm=float(arrays["squared_norm"]),
                 resolution=float(meta["resolution"]),
                 **common_fields(arrays, meta),
             )
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{path} lacks or does not understand {error}; make it again with this version"
-            ) from None
+            check_parameters(path, kernel.arrays(), arrays_under("kernel/", arrays))
+            return made
 
 
 def _has_module(kernel: AbstractKernel) -> bool:
