@@ -4,6 +4,8 @@ A data set is loaded once, checked once, and from then on it is four NumPy array
 could spread silently (NaN, wrong ranges, empty classes, lengths that disagree) is an error here.
 """
 
+import gzip
+import importlib.util
 import os
 import zipfile
 import zlib
@@ -181,11 +183,22 @@ def _data_folder() -> Path | None:
 
 def _load_digits() -> Dataset:
     """The digits that come with scikit-learn, 8x8 pixels of 0 to 16, in a fixed split."""
-    from sklearn.datasets import load_digits
+    table = _read_digits()
+    images = (table[:, :64] / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
+    return _assemble("digits", _stratified_split(images, table[:, 64].astype(np.int64)), tuple("0123456789"))
 
-    pixels, labels = load_digits(return_X_y=True)
-    images = (pixels / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
-    return _assemble("digits", _stratified_split(images, labels), tuple("0123456789"))
+
+def _read_digits() -> Float64[np.ndarray, "n 65"]:
+    """64 pixels and the class of every digit, from scikit-learn's file: to import all of it takes seconds."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise DatasetError("the digits come with scikit-learn, which is not installed; install it with pip")
+    path = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as lines:
+            return np.loadtxt(lines, delimiter=",", ndmin=2)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); install scikit-learn again") from error
 
 
 def _stratified_split(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
