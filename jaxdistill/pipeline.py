@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.data.datasets import load_dataset, one_hot
-from jaxdistill.data.preprocess import AbstractPreprocess, fit_preprocess
+from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.data.transforms import fit_preprocess
 from jaxdistill.errors import InputError
 from jaxdistill.features import (
     KINDS,
@@ -37,6 +38,7 @@ from jaxdistill.kernels import (
     Polynomial,
     RationalQuadratic,
 )
+from jaxdistill.numerics.keys import split_key
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.fit import Validation
 
@@ -366,5 +368,5 @@ class Stopwatch:
 
 def split_keys(seed: int) -> tuple[Array, Array, Array]:
     """Keys for the feature map, the validation split and the set, from one seed."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    return keys[0], keys[1], keys[2]
+    features, split, small = split_key(jax.random.key(seed), 3)
+    return features, split, small

@@ -13,6 +13,8 @@ import numpy as np
 from jaxdistill.numerics.files import write_atomically
 
 MOST_COLUMNS = 20
+# Inches: the place of the titles, the side of a cell, and the margin in it.
+_LEFT, _CELL, _GAP = 1.5, 0.8, 0.03
 
 
 class Row(NamedTuple):
@@ -53,30 +55,39 @@ def draw_rows(
 
     columns = min(MOST_COLUMNS, max(len(row.images) for row in rows))
     above, below = (0.3 if names is not None else 0.08), (0.3 if note else 0.08)
-    width, height = 1.6 + 0.8 * columns, above + below + 0.85 * len(rows)
+    width, height = _LEFT + _CELL * columns, above + below + _CELL * len(rows)
     figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, row in zip(axes, rows, strict=True):
+    # One pair of axes in inches, from the top: a pair for every image would take most of the time.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for line, row in enumerate(rows):
+        top = above + _CELL * line
         shown = [as_picture(image) for image in row.images[:columns]]
+        for column, (picture, _) in enumerate(shown):
+            extent = _placed(picture.shape, _LEFT + _CELL * column, top)
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
         stretched = any(not natural for _, natural in shown)
-        for ax in line:
-            ax.set_axis_off()
-        for ax, (picture, _) in zip(line, shown, strict=False):
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         title = row.title + ("\n(stretched)" if stretched else "")
-        line[0].text(-0.15, 0.5, title, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    if names is not None:
-        for ax, name in zip(axes[0], names, strict=False):
-            ax.set_title(name if len(name) <= 10 else f"{name[:9]}…", fontsize=8)
+        axes.text(_LEFT - 0.1, top + _CELL / 2, title, ha="right", va="center", fontsize=8)
+    for column, name in enumerate(names[:columns] if names is not None else ()):
+        text = name if len(name) <= 10 else f"{name[:9]}…"
+        axes.text(_LEFT + _CELL * (column + 0.5), above - 0.06, text, ha="center", va="bottom", fontsize=8)
     if note:
-        figure.text(0.01, 0.06 / height, note, fontsize=7, color="0.35")
-    figure.subplots_adjust(
-        left=1.5 / width, right=0.99, top=1 - above / height, bottom=below / height, wspace=0.08, hspace=0.1
-    )
+        axes.text(0.01 * width, height - 0.06, note, fontsize=7, color="0.35")
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return write_atomically(path, buffer.getvalue())
+
+
+def _placed(shape: tuple[int, ...], left: float, top: float) -> tuple[float, float, float, float]:
+    """Where a picture of this shape lies in its cell, in the middle: left, right, bottom, top."""
+    rows, columns = shape[:2]
+    side = _CELL - 2 * _GAP
+    across, down = side * columns / max(shape[:2]), side * rows / max(shape[:2])
+    left, top = left + (_CELL - across) / 2, top + (_CELL - down) / 2
+    return left, left + across, top + down, top
 
 
 def as_picture(example: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -182,23 +182,25 @@ def _data_folder() -> Path | None:
 
 
 def _load_digits() -> Dataset:
-    """The digits that come with scikit-learn, 8x8 pixels of 0 to 16, in a fixed split."""
-    table = _read_digits()
-    images = (table[:, :64] / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
-    return _assemble("digits", _stratified_split(images, table[:, 64].astype(np.int64)), tuple("0123456789"))
+    """The digits that come with scikit-learn, 8x8 pixels of 0 to 16, in a fixed split.
 
-
-def _read_digits() -> Float64[np.ndarray, "n 65"]:
-    """64 pixels and the class of every digit, from scikit-learn's file: to import all of it takes seconds."""
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise DatasetError("the digits come with scikit-learn, which is not installed; install it with pip")
-    path = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    Read from its own data file: importing scikit-learn takes longer than all that a short run computes.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise DatasetError(
+            "the digits are a file of scikit-learn, which is not installed; install scikit-learn"
+        )
+    path = Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     try:
-        with gzip.open(path, "rt", encoding="ascii") as lines:
-            return np.loadtxt(lines, delimiter=",", ndmin=2)
+        text = gzip.decompress(path.read_bytes()).decode()
+        table = np.array(text.replace("\n", ",").rstrip(",").split(","), np.float64).reshape(-1, 65)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise DatasetError(f"{path} cannot be read ({error}); install scikit-learn again") from error
+        raise DatasetError(
+            f"the digits cannot be read from {path} ({error}); reinstall scikit-learn"
+        ) from None
+    images = (table[:, :-1] / 16.0).astype(np.float32).reshape(-1, 8, 8, 1)
+    return _assemble("digits", _stratified_split(images, table[:, -1].astype(int)), tuple("0123456789"))
 
 
 def _stratified_split(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:

@@ -174,8 +174,11 @@ def certify(
             f"the model's weights have shape {full.shape}, the set was made for "
             f"{small.weights.shape}; certify against the model that was distilled"
         )
-    wide, condition, amplification = in_float64(_retrain, small.features, small.x, small.y, small.lam)
-    narrow = _retrain_float32(small)
+    # Changes of random sign: what rounding of the inputs looks like. Drawn here, since the program that
+    # draws them would take longer to compile than all the rest.
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), small.x.shape)
+    wide, condition, amplification = in_float64(_retrain, small.features, small.x, signs, small.y, small.lam)
+    narrow = _retrain_float32(small, signs)
     rank = int(np.linalg.matrix_rank(full))
     error = _relative(wide, full)
     eps = float(np.finfo(small.x.dtype).eps)
@@ -197,20 +200,20 @@ def certify(
 
 
 @jax.jit
-def _retrain(features: AbstractFeatureMap, x: Array, y: Array, lam: Array) -> tuple[Array, Array, Array]:
+def _retrain(
+    features: AbstractFeatureMap, x: Array, signs: Array, y: Array, lam: Array
+) -> tuple[Array, Array, Array]:
     """Weights, condition number of the features, and the growth of a relative change of the inputs."""
-    # Changes of random sign: what rounding of the inputs looks like.
-    change = x * jax.random.rademacher(jax.random.key(0), x.shape, x.dtype)
-    phi, response = jax.jvp(features, (x,), (change,))
+    phi, response = jax.jvp(features, (x,), (x * signs,))
     weights, s = retrain_with_values(phi, y, lam)
     growth = jnp.linalg.norm(response) / jnp.linalg.norm(phi)
     return weights, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0)
 
 
-def _retrain_float32(small: DistilledSet) -> np.ndarray:
+def _retrain_float32(small: DistilledSet, signs: np.ndarray) -> np.ndarray:
     # What float32 cannot hold becomes infinite, and shows as an error of the weights retrained from it.
     with jax.enable_x64(False), np.errstate(over="ignore"):
-        narrow = (np.float32(small.x), np.float32(small.y), np.float32(small.lam))
+        narrow = [np.float32(a) for a in (small.x, signs, small.y, small.lam)]
         return np.asarray(_retrain(small.features, *narrow)[0], np.float64)
 
 

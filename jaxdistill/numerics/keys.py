@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,3 +21,16 @@ def host_generator(key: Array) -> np.random.Generator:
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     return np.random.default_rng(np.asarray(key))
+
+
+@partial(jax.jit, static_argnums=1)
+def split_key(key: Array, number: int) -> tuple[Array, ...]:
+    """The keys of ``jax.random.split``, one by one: one small program in place of one for each.
+
+    Example:
+        >>> first, second = split_key(jax.random.key(0), 2)
+        >>> bool(first == jax.random.split(jax.random.key(0))[0])
+        True
+    """
+    keys = jax.random.split(key, number)
+    return tuple(keys[i] for i in range(number))

@@ -39,7 +39,10 @@ def in_float64(function: Callable[..., Any], *args: Any) -> Any:
         if isinstance(leaf, (bool, int, str)):  # static arguments pass as they are
             return leaf
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            return jnp.asarray(leaf, jnp.float64)
+            # Converted on the host: a program that only changes the type would have to be compiled.
+            return jnp.asarray(
+                leaf if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float64), jnp.float64
+            )
         return leaf
 
     with jax.enable_x64(True):

@@ -93,7 +93,7 @@ def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: boo
     chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]
     with jax.enable_x64(x.dtype == np.float64):
-        weights = jnp.asarray(weights, x.dtype)
+        weights = np.asarray(weights, x.dtype)
         features = jax.device_put(features)
         parts = [np.asarray(_predict_chunk(features, weights, chunk[0])) for chunk, _ in chunks]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

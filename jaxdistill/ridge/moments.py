@@ -127,7 +127,9 @@ def accumulate_moments(
     size, bar = source.chunk_size, "moments" if progress else None
     with jax.enable_x64(True):
         features = jax.device_put(features, everywhere)
-        zeros = Moments.zeros(features.num_features, source.num_targets, jnp.float64)
+        p, k = features.num_features, source.num_targets
+        # From the host: JAX would compile a program for each array of zeros.
+        zeros = Moments(*(np.zeros(shape) for shape in ((p, p), (p, k), (k, k), ())))
         moments = jax.device_put(zeros, everywhere)
         for (x, y), mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
             block = (x.astype(dtype, copy=False), y, mask)

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxdistill.data import preprocess as preprocessing
 from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.data.transforms import rebuild_preprocess
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
 from jaxdistill.numerics.files import write_atomically
@@ -240,7 +240,7 @@ def common_fields(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[s
         "recipe": meta["recipe"],
         "preprocess": None
         if transform is None
-        else preprocessing.from_parts(
+        else rebuild_preprocess(
             transform["kind"], transform["settings"], arrays_under("preprocess/", arrays)
         ),
         "class_names": tuple(str(name) for name in arrays["class_names"])

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from jaxdistill.data import datasets
-from jaxdistill.data.datasets import CLASS_NAMES, Dataset, load_dataset, one_hot
+from jaxdistill.data.datasets import CLASS_NAMES, Dataset, _stratified_split, load_dataset, one_hot
 from jaxdistill.errors import DatasetError, InputError
 
 
@@ -37,6 +36,38 @@ def saved(folder: Path, name="some", **changes) -> str:
 
 
 # Digits
+
+
+def test_digits_are_those_of_scikit_learn_read_without_importing_it():
+    code = (
+        "import sys; from jaxdistill.data.datasets import load_dataset\n"
+        "data = load_dataset('digits')\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('sklearn', 'scipy.sparse')]\n"
+        "print(data.x_train.shape)"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert run.stdout == "(1438, 8, 8, 1)\n", run.stderr
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    expected = _stratified_split((pixels / 16.0).astype(np.float32).reshape(-1, 8, 8, 1), labels)
+    data = load_dataset("digits")
+    for found, wanted in zip((data.x_train, data.y_train, data.x_test, data.y_test), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "cannot be read"), (b"1,2,3", "cannot be read"), ("gone", "install")]
+)
+def test_digits_that_cannot_be_read(monkeypatch, tmp_path, content, words):
+    data = tmp_path / "datasets" / "data"
+    data.mkdir(parents=True)
+    if isinstance(content, bytes):
+        (data / "digits.csv.gz").write_bytes(content)
+    spec = None if content == "gone" else SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(DatasetError, match=words):
+        load_dataset("digits")
 
 
 def test_digits_split_is_fixed_stratified_and_complete():

@@ -140,7 +140,7 @@ def test_bad_settings_are_named(setting, settings, words):
 @pytest.mark.parametrize(
     ("change", "model", "words"),
     [
-        ({"x": np.zeros((150, 5), np.float32)}, None, r"expected floats \(n, 12\)"),
+        ({"x": np.zeros((150, 5), np.float32)}, None, r"expected \(n, 12\)"),
         ({"y": np.zeros(150, int)}, None, "one_hot"),
         ({"x": np.full((150, 12), np.nan, np.float32)}, None, "not finite"),
         ({}, 3, "model is a int"),
