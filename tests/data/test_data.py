@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.datasets import load_digits
 
 from jaxdistill.data.datasets import CLASS_NAMES, Dataset, _stratified_split, load_dataset, one_hot
 from jaxdistill.errors import DatasetError, InputError
@@ -84,32 +83,6 @@ def test_digits_split_is_fixed_stratified_and_complete():
     # The split must not change from one release of NumPy to the next.
     assert data.y_test[:8].tolist() == [5, 9, 2, 4, 6, 7, 9, 3]
     assert float(data.x_test.sum(dtype=np.float64)) == 6993.125
-
-
-def test_digits_are_those_of_scikit_learn():
-    pixels, labels = load_digits(return_X_y=True)
-    table = datasets._read_digits()
-    np.testing.assert_array_equal(table[:, :64], pixels)
-    np.testing.assert_array_equal(table[:, 64], labels)
-
-
-def test_digits_are_read_without_importing_scikit_learn():
-    code = (
-        "import sys; from jaxdistill.data.datasets import load_dataset; load_dataset('digits');"
-        "print([name for name in sys.modules if name.partition('.')[0] == 'sklearn'])"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.stdout == "[]\n", run.stderr
-
-
-def test_digits_without_scikit_learn_or_its_file_say_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DatasetError, match="not installed"):
-        load_dataset("digits")
-    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(DatasetError, match=r"digits.csv.gz cannot be read .*again"):
-        load_dataset("digits")
 
 
 # Files
