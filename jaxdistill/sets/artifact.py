@@ -41,8 +41,14 @@ class AbstractSet(abc.ABC):
 
     @property
     def images(self) -> np.ndarray:
-        """The examples in the data's own units and shape, (m, H, W, C) or (m, d)."""
-        return self.x if self.preprocess is None else self.preprocess.inverse(self.x)
+        """The examples in the data's own units and shape, (m, H, W, C) or (m, d).
+
+        Those of a table are float64: its units may need the digits, as seconds since 1970 do.
+        """
+        if self.preprocess is None:
+            return self.x
+        table = len(self.preprocess.shape) == 1
+        return self.preprocess.inverse(self.x.astype(np.float64) if table else self.x)
 
     @property
     def digest(self) -> str:
