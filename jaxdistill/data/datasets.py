@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from jaxdistill.errors import DatasetError, InputError
+from jaxdistill.numerics.arrays import as_array
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DATA_DIR_VARIABLE = "JAXDISTILL_DATA_DIR"
@@ -84,7 +85,7 @@ class Dataset:
         return self.x_train.shape[1:]
 
 
-def load_dataset(name: str, *, progress: bool = False) -> Dataset:
+def load_dataset(name: str | os.PathLike[str], *, progress: bool = False) -> Dataset:
     """Load a data set by name or from a file.
 
     Images become float32 (n,H,W,C) in [0,1]: uint8 is divided by 255, float must be in [0,1]
@@ -117,6 +118,7 @@ def load_dataset(name: str, *, progress: bool = False) -> Dataset:
         >>> data.x_train.dtype, float(data.x_train.max()), data.y_train.dtype
         (dtype('float32'), 1.0, dtype('int64'))
     """
+    name = os.fspath(name)
     if name == "digits":
         return _load_digits()
     if name.endswith(".npz"):
@@ -156,7 +158,7 @@ def one_hot(labels: np.ndarray, num_classes: int, *, centred: bool = False) -> F
         array([[-0.5,  0.5],
                [ 0.5, -0.5]])
     """
-    labels = np.asarray(labels)
+    labels = as_array("labels", labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(f"labels must be integers of shape (n,), got {labels.dtype} of shape {labels.shape}")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -229,7 +231,7 @@ def _load_npz(path: Path) -> Dataset:
                     f"{path} lacks {', '.join(missing)} (it has {', '.join(file) or 'nothing'}); "
                     f"save it with np.savez(path, {', '.join(f'{key}=...' for key in KEYS)})"
                 )
-            arrays = [np.asarray(file[key]) for key in KEYS]
+            arrays = [as_array(key, file[key]) for key in KEYS]
             names = np.asarray(file["class_names"]) if "class_names" in file else None
     except FileNotFoundError:
         raise DatasetError(f"{path} does not exist; check the path") from None

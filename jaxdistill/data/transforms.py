@@ -25,7 +25,7 @@ KINDS: dict[str, type[Identity] | type[Standardize] | type[ZCA]] = {
 _LOST = 1e-3
 
 
-def fit_preprocess(kind: str, x: np.ndarray, *, reg: float | None = None) -> AbstractPreprocess:
+def fit_preprocess(kind: str, x: Any, *, reg: float | None = None) -> AbstractPreprocess:
     """Fit a transform by name.
 
     Args:

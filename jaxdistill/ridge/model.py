@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.selection import LamSelection
@@ -71,7 +72,7 @@ class RidgeModel:
             Predictions, shape (n, k).
 
         Raises:
-            InputError: the inputs have another shape, or are not floating point.
+            InputError: the inputs have another shape, are not floating point, or not finite.
         """
         return predict(self.features, self.weights, x, progress=progress)
 
@@ -83,12 +84,9 @@ def _predict_chunk(features: AbstractFeatureMap, weights: Array, x: Array) -> Ar
 
 def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False) -> np.ndarray:
     """Evaluate ``phi(x) B`` in batches of one shape, in the precision of ``x``."""
-    x = np.asarray(x)
-    if x.ndim != 2 or x.shape[1] != features.num_inputs or not np.issubdtype(x.dtype, np.floating):
-        raise InputError(
-            f"inputs have shape {x.shape} and type {x.dtype}, expected (n, {features.num_inputs}) in "
-            "float32 or float64"
-        )
+    x = as_floats("x", x)
+    if x.ndim != 2 or x.shape[1] != features.num_inputs:
+        raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
     size = chunk_rows(features.num_features, max(len(x), 1))
     chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]

@@ -11,7 +11,7 @@ import platform
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, BinaryIO, Self, final, overload
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.data.transforms import rebuild_preprocess
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
-from jaxdistill.numerics.files import write_atomically
+from jaxdistill.numerics.files import File, path_of, write_file
 
 FORMAT = 3  # 1: LeakyReLU networks only; 2: no kernels; both are still read
 _MAGIC = "jaxdistill"
@@ -87,7 +87,13 @@ class AbstractSet(abc.ABC):
             raise ArtifactError("the certificate was computed on another set; certify the set that is saved")
         return replace(self, certificate=report)  # pyright: ignore[reportArgumentType]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    @overload
+    def save(self, path: str | os.PathLike[str]) -> Path: ...
+
+    @overload
+    def save(self, path: BinaryIO) -> BinaryIO: ...
+
+    def save(self, path: File) -> Path | BinaryIO:
         """Write the set as one .npz file, beside the target first and then renamed.
 
         The file opens with ``numpy.load`` alone: ``images``, ``inputs``, ``labels``, ``lam``, what tells the
@@ -96,10 +102,10 @@ class AbstractSet(abc.ABC):
         ``preprocess/``, and ``meta``, a JSON text with everything else.
 
         Args:
-            path: Where to write.
+            path: Where to write: a path, or a file that is open in binary mode.
 
         Returns:
-            The path.
+            The path, or the file.
 
         Raises:
             OutputError: the file cannot be written there.
@@ -135,7 +141,7 @@ class AbstractSet(abc.ABC):
         arrays["digest"] = np.array(_digest(arrays))
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
-        return write_atomically(path, buffer.getvalue())
+        return write_file(path, buffer.getvalue())
 
 
 @final
@@ -184,13 +190,11 @@ class DistilledSet(AbstractSet):
         return {"weights": self.weights} | arrays, {"features": about}
 
     @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
-    ) -> Self:
+    def load(cls, path: File, *, module: Any | None = None, variables: Any | None = None) -> Self:
         """Read a set back; nothing in the file is ever executed.
 
         Args:
-            path: A file that :meth:`save` wrote.
+            path: A file that :meth:`save` wrote, by its path or open in binary mode.
             module: The flax module of an :class:`~jaxdistill.features.Encoder` whose code is not the
                 package's own; it is checked to be the same function.
             variables: Variables of a linen module, where the file keeps only their hash.
@@ -202,7 +206,6 @@ class DistilledSet(AbstractSet):
             ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format; or
                 its features need a module that is missing, or another one.
         """
-        path = Path(path)
         arrays, meta = read_set(path)
         if "kernel" in meta:
             raise ArtifactError(f"{path} is a set for a kernel; read it with jaxdistill.load_set")
@@ -226,7 +229,7 @@ class DistilledSet(AbstractSet):
             ) from None
 
 
-def read_set(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_set(path: File) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and metadata of a saved set, after every check that does not depend on its kind.
 
     Raises:
@@ -270,16 +273,18 @@ def arrays_under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.nda
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+def _read(path: File) -> dict[str, np.ndarray]:
+    file = path_of(path)
+    if isinstance(file, Path) and not file.is_file():
         raise ArtifactError(f"{path} does not exist; make one with: jaxdistill distill --out DIR")
     try:
         # From memory: NumPy leaves a file open when it turns out to be damaged.
-        content = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+        raw = file.read_bytes() if isinstance(file, Path) else file.read()
+        content = np.load(io.BytesIO(raw), allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ArtifactError(f"{path} is a single array; a distilled set is an .npz file")
-        with content as file:
-            return {name: file[name] for name in file.files}
+        with content as members:
+            return {name: members[name] for name in members.files}
     except (OSError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile) as error:
         raise ArtifactError(f"{path} is damaged or truncated ({error}); copy it again") from None
     except ArtifactError:
@@ -294,7 +299,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise ArtifactError(f"{path} is damaged ({error}); copy it again") from None
 
 
-def _read_meta(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Metadata, after the checks that need no knowledge of the format, then the digest."""
     missing = [name for name in _REQUIRED if name not in arrays]
     if "meta" in missing:
