@@ -103,6 +103,7 @@ def _transfer(options: argparse.Namespace, progress: bool) -> int:
 def _load(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, Any]:
     """The set, the data, and their test inputs as its model sees them."""
     from jaxdistill.data.datasets import load_dataset
+    from jaxdistill.data.transforms import to_inputs
     from jaxdistill.sets.kernel_set import load_set
 
     small = load_set(options.file)
@@ -114,5 +115,5 @@ def _load(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, Any]:
                 f"{options.file} was made for examples of shape {small.preprocess.shape}, "
                 f"{data.name} has {data.example_shape}; name the data set it was made from"
             )
-        x_test = small.preprocess.forward(x_test)
+        x_test = to_inputs(small.preprocess, x_test, name="x_test", training=False)
     return small, data, x_test

@@ -17,8 +17,9 @@ from jaxdistill.distill.plan import class_rows
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.numerics.keys import host_generator
-from jaxdistill.numerics.linalg import check_finite, in_float64, matmul
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.keys import checked_key, host_generator
+from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.model import RidgeModel, predict
 from jaxdistill.ridge.targets import TargetKind
@@ -87,11 +88,10 @@ def baseline(
     if name == "label distillation":
         made = distill(model, size=plan.size, realistic="fixed", reference=(x, y), key=key)
         return DistilledSet(**{**made.__dict__, "recipe": {**made.recipe, "construction": name}})
-    x, y = np.asarray(x), np.asarray(y)
-    key_pick, key_choose = jax.random.split(key)
+    x, y = as_floats("x", x), as_floats("y", y)
+    key_pick, key_choose = jax.random.split(checked_key(key))
     # Also where it is not used: the same checks of the pool, and the same real examples.
     points = pick_reference(model, (x, y), plan.size, key_pick)[0]
-    check_finite("x", x)
     if name != "random":
         named = np.zeros(len(y), int) if real else y.argmax(axis=1)
         step = 1 if real else y.shape[1]

@@ -32,7 +32,7 @@ from jaxdistill.distill.plan import (
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.distill.scaling import Scaled, choose_scale
 from jaxdistill.errors import InputError
-from jaxdistill.numerics.keys import split_key
+from jaxdistill.numerics.keys import checked_key, split_key
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
@@ -161,7 +161,7 @@ def distill(
         f"constructing {m} examples with {p} features in float64",
         "ask for fewer examples or use fewer features",
     )
-    key_pick, key_labels, key_noise = split_key(key, 3)
+    key_pick, key_labels, key_noise = split_key(checked_key(key), 3)
     if realistic is not None and reference is None:
         raise InputError(f"realistic={realistic!r} needs real examples; pass reference=(x, y)")
     solved = None

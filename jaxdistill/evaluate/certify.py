@@ -16,7 +16,8 @@ from jaxdistill.errors import InputError
 from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
 from jaxdistill.evaluate.scores import accuracy, agreement, check_test_targets, squared_error
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.numerics.linalg import check_finite, in_float64
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import predict
 from jaxdistill.sets.artifact import DistilledSet
@@ -250,10 +251,9 @@ def _compare_on_test(
     report["num_test"] = 0
     if x_test is None:
         return report
-    x = np.asarray(x_test)
+    x = as_floats("x_test", x_test)
     if x.ndim != 2 or x.shape[1] != features.num_inputs or len(x) == 0:
         raise InputError(f"x_test has shape {x.shape}, expected (t, {features.num_inputs}) with t > 0")
-    check_finite("x_test", x)
     k = full.shape[1]
     # One pass over the test features serves all three models.
     outputs = predict(features, np.hstack([full, wide, narrow]), x, progress=progress)

@@ -27,6 +27,7 @@ from jaxdistill.kip.prepare import Model, Prepared, prepare
 from jaxdistill.kip.result import History, KipResult
 from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.targets import detect_targets
@@ -94,7 +95,7 @@ def train(
     known = (RidgeModel, AbstractFeatureMap, KernelModel, AbstractKernel)
     if not isinstance(model, known) and not callable(model):
         raise InputError(f"model is a {type(model).__name__}; pass a ridge model, a feature map or a kernel")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(checked_key(key).dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     key_data, key_start, key_steps = jax.random.split(key, 3)
     numbers = range(config.seeds)

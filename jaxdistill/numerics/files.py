@@ -8,8 +8,46 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from jaxdistill.errors import OutputError
+from jaxdistill.errors import InputError, OutputError
+
+# Where a file lies, or a file that is open already, in binary mode.
+File = str | os.PathLike[str] | BinaryIO
+
+
+def path_of(file: Any) -> Path | BinaryIO:
+    """A path as a Path; an open file as it is.
+
+    Raises:
+        InputError: it is neither.
+
+    Example:
+        >>> path_of(3)
+        Traceback (most recent call last):
+        jaxdistill.errors.InputError: a file is a path or an open binary file, not int
+    """
+    if isinstance(file, (str, os.PathLike)):
+        return Path(file)  # pyright: ignore[reportArgumentType] - of text, else fspath says so
+    if callable(getattr(file, "read", None)) and callable(getattr(file, "write", None)):
+        return file
+    raise InputError(f"a file is a path or an open binary file, not {type(file).__name__}")
+
+
+def write_file(file: File, content: bytes) -> Path | BinaryIO:
+    """Write to an open file, or atomically to a path.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    target = path_of(file)
+    if isinstance(target, Path):
+        return write_atomically(target, content)
+    try:
+        target.write(content)
+    except (TypeError, ValueError, OSError) as error:  # text mode, closed, read-only
+        raise OutputError(f"cannot write {target} ({error}); open it with mode 'wb'") from None
+    return target
 
 _ABANDONED_SECONDS = 3600
 

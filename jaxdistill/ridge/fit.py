@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from jaxdistill.errors import ConditioningWarning, InputError, PenaltyError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
@@ -90,6 +91,8 @@ def fit_ridge(
 
     Source: Saunders et al. 1998; leave-one-out in closed form, Allen 1974.
     """
+    if key is not None:
+        checked_key(key)
     source = ArraySource.of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
     precision = _product_dtype(dtype, source, features.num_features, lam)
     if lam == "auto":

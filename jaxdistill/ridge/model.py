@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.numerics.pytrees import register_pytree
@@ -66,8 +67,13 @@ class RidgeModel:
     data_dtype: str = field(default="float64", metadata={"static": True})
 
     @property
-    def residual(self) -> ModelResidual:
-        """How well the weights solve the normal equations of the model's own moments, measured now."""
+    def residual(self) -> ModelResidual | None:
+        """How well the weights solve the normal equations of the model's own moments, measured now.
+
+        None of a head without data.
+        """
+        if self.moments is None or self.lam is None or self.rank is None:
+            return None
         return model_residual(
             self.moments,
             self.weights,
@@ -128,8 +134,8 @@ class RidgeModel:
         """
         if self.moments is None:
             raise InputError(
-                f"{what} needs the moments of data, and this model was made from weights alone; train one with "
-                "jaxdistill.fit_ridge"
+                f"{what} needs the moments of data, and this model was made from weights alone; train one "
+                "with jaxdistill.fit_ridge"
             )
         return self.moments
 
@@ -148,7 +154,7 @@ class RidgeModel:
             Predictions, shape (n, k).
 
         Raises:
-            InputError: the inputs have another shape, or are not floating point.
+            InputError: the inputs have another shape, are not floating point, or not finite.
         """
         return predict(self.features, self.weights, x, progress=progress)
 
@@ -160,12 +166,9 @@ def _predict_chunk(features: AbstractFeatureMap, weights: Array, x: Array) -> Ar
 
 def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False) -> np.ndarray:
     """Evaluate ``phi(x) B`` in batches of one shape, in the precision of ``x``."""
-    x = np.asarray(x)
-    if x.ndim != 2 or x.shape[1] != features.num_inputs or not np.issubdtype(x.dtype, np.floating):
-        raise InputError(
-            f"inputs have shape {x.shape} and type {x.dtype}, expected (n, {features.num_inputs}) in "
-            "float32 or float64"
-        )
+    x = as_floats("x", x)
+    if x.ndim != 2 or x.shape[1] != features.num_inputs:
+        raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
     size = chunk_rows(features.num_features, max(len(x), 1))
     chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]

@@ -88,7 +88,7 @@ def model_residual(
 
     Example:
         >>> x = np.eye(3)[:, :2]
-        >>> moments = Moments(x.T @ x, x.T @ x, x.T @ x, 3.0)
+        >>> moments = jax.tree.map(np.asarray, Moments.from_features(x, x))
         >>> told = {"product_dtype": "float64", "resolution": 0.0, "rank": 2, "dropped": 0.0}
         >>> model_residual(moments, np.eye(2), 0.0, **told).solved
         True

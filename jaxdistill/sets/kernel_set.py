@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, final
@@ -16,6 +16,7 @@ from jaxdistill.errors import ArtifactError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.kernels.base import AbstractKernel, parts_of
 from jaxdistill.kernels.stored import rebuild
+from jaxdistill.numerics.files import File, path_of
 from jaxdistill.sets.artifact import AbstractSet, DistilledSet, arrays_under, common_fields, read_set
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
@@ -76,7 +77,7 @@ class KernelSet(AbstractSet):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: File,
         *,
         module: Any | None = None,
         variables: Any | None = None,
@@ -85,7 +86,7 @@ class KernelSet(AbstractSet):
         """Read a set back; nothing in the file is ever executed.
 
         Args:
-            path: A file that :meth:`save` wrote.
+            path: A file that :meth:`save` wrote, by its path or open in binary mode.
             module: The flax module of the kernel, where its code is not the package's own; it is checked to
                 be the same function.
             variables: Variables of a linen module, where the file keeps only their hash.
@@ -95,7 +96,6 @@ class KernelSet(AbstractSet):
             ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format, or a
                 set of a feature map; or its kernel needs a module that is missing, or another one.
         """
-        path = Path(path)
         arrays, meta = read_set(path)
         if "kernel" not in meta:
             raise ArtifactError(f"{path} is a set of a feature map; read it with jaxdistill.load_set")
@@ -117,7 +117,7 @@ class KernelSet(AbstractSet):
 
 
 def load_set(
-    path: str | os.PathLike[str],
+    path: File,
     *,
     module: Any | None = None,
     variables: Any | None = None,
@@ -126,7 +126,7 @@ def load_set(
     """Read a saved set, of a feature map or of a kernel.
 
     Args:
-        path: A file that ``save`` of either wrote.
+        path: A file that ``save`` of either wrote, by its path or open in binary mode.
         module: The flax module, where the set is of one whose code is not the package's own.
         variables: Variables of a linen module, where the file keeps only their hash.
         features: The feature map itself, in place of the module; of a function the only way.
@@ -139,6 +139,11 @@ def load_set(
         Traceback (most recent call last):
         jaxdistill.errors.ArtifactError: no.npz does not exist; make one with: jaxdistill distill --out DIR
     """
-    meta = read_set(Path(path))[1]
+    file = path_of(path)
+    if not isinstance(file, Path):  # it is read twice
+        file = io.BytesIO(file.read())
+    meta = read_set(file)[1]
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     kind = KernelSet if "kernel" in meta else DistilledSet
     return kind.load(path, module=module, variables=variables, features=features)

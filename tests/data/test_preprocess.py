@@ -267,8 +267,12 @@ def test_shapes_and_types_are_checked(kind, convert):
         pre.forward(convert(np.zeros(2, np.float32)))
     with pytest.raises(InputError, match="x has type uint8"):
         pre.forward(convert(np.zeros((9, 3, 2, 2), np.uint8)))
-    with pytest.raises(InputError, match="inputs has type float16"):
-        pre.inverse(convert(np.zeros((9, 12), np.float16)))
+    with pytest.raises(InputError, match="inputs has type int32"):
+        pre.inverse(convert(np.zeros((9, 12), np.int32)))
+    # Half precision is read as the float32 numbers that it holds.
+    half = convert(np.linspace(-1, 1, 108).reshape(9, 12).astype(np.float16))
+    assert pre.inverse(half).dtype == np.float32
+    np.testing.assert_array_equal(pre.inverse(half), pre.inverse(half.astype(np.float32)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
