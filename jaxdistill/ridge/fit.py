@@ -17,6 +17,7 @@ from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
+from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_penalties
 from jaxdistill.ridge.source import CHUNK_BYTES, ArraySource
@@ -248,10 +249,11 @@ def _model(
         data_dtype=source.data_dtype.name,
     )
     residual = model.residual
+    assert residual is not None  # it has moments
     if isinstance(factor, ScaledFactor):
         weak = factor.weak_columns(lam)
         if len(weak) or not residual.solved:
-            _warn(model, weak)
+            _warn(model, residual, weak)
     elif not (residual.solved and _resolved(path, lam, dtype)):
         again = factor_scaled(features, source, moments.target_gram)
         return _model(features, lam, moments, again, selection, source, dtype)
@@ -273,8 +275,8 @@ def _dropped(path: RidgePath, lam: float, gram: Any) -> float:
     return float(np.max(np.where(squares > 0, 1 - left, 0.0), initial=0.0))
 
 
-def _warn(model: RidgeModel, weak: np.ndarray) -> None:
-    found, p = model.residual, model.features.num_features
+def _warn(model: RidgeModel, found: ModelResidual, weak: np.ndarray) -> None:
+    p = model.features.num_features
     named = ", ".join(map(str, weak[:8])) + (", ..." if len(weak) > 8 else "")
     about = (
         f"features {named} lie so near the span of the others that float64 keeps a quarter of its digits of "
