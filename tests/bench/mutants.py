@@ -417,46 +417,29 @@ def foreign(rng: Rng, content: bytes, others: list[bytes]) -> bytes:
     )
 
 
-KINDS = {
-    "bits flipped": 14,
-    "bits of headers flipped": 22,
-    "cut or overwritten": 14,
-    "numbers of the archive": 14,
-    "members exchanged": 10,
-    "headers of arrays": 12,
-    "overlapping members": 2,
-    "zip bombs": 2,
-    "forged arrays": 4,
-    "forged metadata": 4,
-    "foreign or nested": 2,
+Maker = Callable[[Rng, bytes, list[bytes]], bytes]
+# How often of a hundred, and how: from the set itself, and the others.
+KINDS: dict[str, tuple[int, Maker]] = {
+    "bits flipped": (14, lambda rng, own, _: flip(rng, own)),
+    "bits of headers flipped": (22, lambda rng, own, _: flip(rng, own, parts_of(own)[1])),
+    "cut or overwritten": (14, lambda rng, own, _: cut(rng, own)),
+    "numbers of the archive": (14, lambda rng, own, _: numbers(rng, own, parts_of(own)[2])),
+    "members exchanged": (
+        10,
+        lambda rng, own, others: shuffled(rng, parts_of(own)[0], [parts_of(other)[0] for other in others]),
+    ),
+    "headers of arrays": (12, lambda rng, own, _: headed(rng, parts_of(own)[0])),
+    "overlapping members": (2, lambda rng, own, _: overlapping(rng, own)),
+    "zip bombs": (2, lambda rng, own, _: bombed(rng, parts_of(own)[0])),
+    "forged arrays": (4, lambda rng, own, _: forged_array(rng, parts_of(own)[0])),
+    "forged metadata": (4, lambda rng, own, _: forged_meta(rng, parts_of(own)[0])),
+    "foreign or nested": (2, foreign),
 }
-_WEIGHTS = np.cumsum(list(KINDS.values())) / sum(KINDS.values())
+_WEIGHTS = np.cumsum([share for share, _ in KINDS.values()])
 
 
 def mutant(rng: Rng, name: str, contents: dict[str, bytes]) -> tuple[str, bytes]:
     """A damaged or forged version of one of several sets: its kind, and its content."""
-    content, others = contents[name], [c for n, c in contents.items() if n != name]
-    kind = list(KINDS)[int(np.searchsorted(_WEIGHTS, rng.random()))]
-    members, places, fields = parts_of(content)
-    match kind:
-        case "bits flipped":
-            return kind, flip(rng, content)
-        case "bits of headers flipped":
-            return kind, flip(rng, content, places)
-        case "cut or overwritten":
-            return kind, cut(rng, content)
-        case "numbers of the archive":
-            return kind, numbers(rng, content, fields)
-        case "members exchanged":
-            return kind, shuffled(rng, members, [parts_of(c)[0] for c in others])
-        case "headers of arrays":
-            return kind, headed(rng, members)
-        case "overlapping members":
-            return kind, overlapping(rng, content)
-        case "zip bombs":
-            return kind, bombed(rng, members)
-        case "forged arrays":
-            return kind, forged_array(rng, members)
-        case "forged metadata":
-            return kind, forged_meta(rng, members)
-    return kind, foreign(rng, content, others)
+    kind = list(KINDS)[int(np.searchsorted(_WEIGHTS, _WEIGHTS[-1] * rng.random()))]
+    others = [content for other, content in contents.items() if other != name]
+    return kind, KINDS[kind][1](rng, contents[name], others)
