@@ -42,10 +42,28 @@ def load_and_fit(
             centred=options.targets == "centred",
             progress=progress,
         )
+    _check_budget(options, task)
     with watch.stage("fit"):
         fit = _fit_kernel if chosen.is_kernel else _fit_features
         model = fit(options, chosen, task, lam, progress)
     return task, model
+
+
+def _check_budget(options: argparse.Namespace, task: Any) -> None:
+    """Raise where real-valued targets, which have no classes to count by, come without a size."""
+    if task.class_names is not None or options.size is not None:
+        return
+    from jaxdistill.ridge.targets import TargetKind, detect_targets
+
+    k, found = task.y.shape[1], sorted(set(task.y.ravel().tolist())) if task.y.shape[1] == 1 else []
+    looks = ""
+    if k > 1 and detect_targets(task.y) is not TargetKind.REAL:
+        looks = f" (its rows look like one-hot rows of {k} classes: save y.argmax(axis=1))"
+    elif 2 <= len(found) <= len(task.y) / 2 and found == list(range(len(found))):
+        looks = f" (its values are 0., 1., ... {found[-1]:.0f}.: save y.astype(int))"
+    raise InputError(
+        f"{task.name} has real-valued targets: give --size N; to classify, save y as integers{looks}"
+    )
 
 
 def _fit_features(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
