@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +177,8 @@ def writable_folder(name: str) -> Path:
 
 
 def write_files(folder: Path, small: Any, task: Any) -> list[str]:
-    """Write a set, its certificate and its picture; the folder is made only now."""
-    import numpy as np
-
+    """Write a set, its certificate and, if it can be drawn, its picture; the folder is made only now."""
     from jaxdistill.numerics.files import write_atomically
-    from jaxdistill.plots import MOST_COLUMNS, Row, draw_rows
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -191,6 +189,20 @@ def write_files(folder: Path, small: Any, task: Any) -> list[str]:
         small.save(folder / "distilled.npz"),
         write_atomically(folder / "certificate.json", certificate.encode()),
     ]
+    try:
+        files.append(_draw(small, task, folder / "images.png"))
+    except Exception as error:  # a picture that fails must not cost the set
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"jaxdistill: images.png was not drawn ({reason}); the set is written", file=sys.stderr)
+    return [str(file) for file in files]
+
+
+def _draw(small: Any, task: Any, path: Path) -> Path:
+    """The picture of a set, above real examples where there are classes."""
+    import numpy as np
+
+    from jaxdistill.plots import MOST_COLUMNS, Row, draw_rows
+
     images = small.images
     columns = min(MOST_COLUMNS, len(images) if task.class_names is None else len(task.class_names))
     real = small.recipe["construction"] in _REAL
@@ -201,8 +213,7 @@ def write_files(folder: Path, small: Any, task: Any) -> list[str]:
     if names is not None:
         first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(columns)]
         rows.append(Row("real", task.preprocess.inverse(task.x[first])))
-    files.append(draw_rows(rows, names, folder / "images.png", _caption(small)))
-    return [str(file) for file in files]
+    return draw_rows(rows, names, path, _caption(small))
 
 
 def _caption(small: Any) -> str:

@@ -207,3 +207,14 @@ def test_real_targets_without_a_size_say_what_they_look_like(capsys, tmp_path, c
     status, out, err = run(capsys, command, "--dataset", name, "--out", str(tmp_path / "out"))
     assert status == 2 and out == "" and err.count("\n") == 1
     assert "give --size N; to classify" in err and says in err
+
+
+def test_a_picture_that_fails_costs_one_line_and_not_the_set(capsys, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr("jaxdistill.plots.draw_rows", broken)
+    status, text, err = run(capsys, "distill", "--out", str(tmp_path / "o"), "--json")
+    assert status == 0 and err.count("\n") == 1 and "images.png was not drawn (RuntimeError: no fonts)" in err
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["certificate.json", "distilled.npz"]
+    assert len(json.loads(text)["files"]) == 2
