@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from jaxdistill.data.preprocess import channels_first
 from jaxdistill.errors import DatasetError, InputError
 from jaxdistill.numerics.arrays import as_array
 
@@ -307,6 +308,8 @@ def _checked_inputs(
         raise DatasetError(
             f"{name}: {key} has shape {x.shape}; give images (n,H,W,C) or (n,H,W), or a table (n,d)"
         )
+    if cure := channels_first(x.shape):
+        raise DatasetError(f"{name}: {key} has shape {x.shape}; {cure}")
     if x.ndim > 2 and x.dtype == np.uint8:
         images = np.divide(x, 255, dtype=np.float32, order="C")
         return images[..., None] if x.ndim == 3 else images

@@ -311,11 +311,26 @@ def flat_rows(name: str, x: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...
     return x.shape[:split], x.reshape(-1, math.prod(shape))
 
 
+def channels_first(shape: tuple[int, ...]) -> str | None:
+    """What to do about images (n,C,H,W), as other libraries have them; None for any other shape.
+
+    Example:
+        >>> channels_first((100, 3, 32, 32))
+        'channels come last; use np.moveaxis(x, 1, -1), of shape (100, 32, 32, 3)'
+    """
+    if len(shape) != 4 or shape[1] not in (1, 3) or min(shape[2:]) <= 4:
+        return None
+    n, channels, height, width = shape
+    return f"channels come last; use np.moveaxis(x, 1, -1), of shape {(n, height, width, channels)}"
+
+
 def training_data(x: Any) -> np.ndarray:
     """Images or a table of floats, with at least one value, as an array of NumPy."""
     x = as_floats("x", x, finite=False)
     if x.ndim not in (2, 4) or x.size == 0:
         raise InputError(f"expected images (n,H,W,C) or a table (n,d) to fit on, got {x.shape}")
+    if cure := channels_first(x.shape):
+        raise InputError(f"x has shape {x.shape}; {cure}")
     return x
 
 

@@ -166,7 +166,7 @@ def _predict_chunk(features: AbstractFeatureMap, weights: Array, x: Array) -> Ar
 
 def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False) -> np.ndarray:
     """Evaluate ``phi(x) B`` in batches of one shape, in the precision of ``x``."""
-    x = as_floats("x", x)
+    x = as_floats("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
     if x.ndim != 2 or x.shape[1] != features.num_inputs:
         raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
     size = chunk_rows(features.num_features, max(len(x), 1))

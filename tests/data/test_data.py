@@ -175,6 +175,8 @@ def changed(key, index, value, dtype=None):
         ({"x_train": np.uint8(3)}, "shape"),
         ({"x_train": np.zeros(12)}, r"images \(n,H,W,C\)"),
         ({"x_train": np.zeros((12, 4, 5, 3), np.int32)}, "type int32.*uint8"),
+        ({"x_train": np.zeros((12, 3, 5, 6), np.uint8)}, r"channels come last.*\(12, 5, 6, 3\)"),
+        ({"x_train": np.zeros((12, 1, 28, 28))}, r"channels come last.*\(12, 28, 28, 1\)"),
         ({"x_train": np.full((12, 4), "a")}, "numeric table"),
         (changed("x_train", (3, 0, 1, 2), np.nan, np.float32), r"x_train\[3, 0, 1, 2\] is nan"),
         (changed("x_test", (5, 1, 0, 0), -np.inf, np.float64), r"x_test\[5, 1, 0, 0\] is -inf"),

@@ -282,6 +282,8 @@ def test_shapes_and_types_are_checked(kind, convert):
         (np.zeros((3, 4), np.uint8), "type uint8"),
         (np.zeros((3, 4, 4)), r"images \(n,H,W,C\) or a table"),
         (np.zeros((0, 4)), "to fit on"),
+        (np.zeros((5, 3, 32, 32)), r"channels come last.*\(5, 32, 32, 3\)"),
+        (np.zeros((5, 1, 8, 8), np.float32), r"channels come last.*\(5, 8, 8, 1\)"),
         (np.array([[0.0, 1.0], [np.nan, 1.0]]), r"x holds 1 .*index \(1, 0\)"),
         (np.array([[0.0, -np.inf]]), r"index \(0, 1\)"),
     ],
