@@ -63,3 +63,7 @@ class ConvergenceError(JaxDistillError):
 
 class BudgetError(JaxDistillError):
     """A privacy budget is out of range, spent, or would be spent on something that was not counted."""
+
+
+class AssumptionError(JaxDistillError):
+    """An assumption of a published theorem fails on these data; the message names it."""
