@@ -53,7 +53,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
     watch = Stopwatch()
     with watch.stage("load"):
-        small, data, x_test = _load(options, progress)
+        small, data, x_test = load_file(options, progress)
     with watch.stage("certify"):
         certificate = certify(small, small, x_test, data.y_test, progress=progress)
     report = describe(data.name, small, certificate.to_dict()) | {"seconds": seconds_of(watch.seconds)}
@@ -75,7 +75,7 @@ def _transfer(options: argparse.Namespace, progress: bool) -> int:
 
     watch = Stopwatch()
     with watch.stage("load"):
-        small, data, x_test = _load(options, progress)
+        small, data, x_test = load_file(options, progress)
     with watch.stage("transfer"):
         if chosen.is_kernel:
             features: Any = make_kernel(chosen, small.x)
@@ -100,7 +100,7 @@ def _transfer(options: argparse.Namespace, progress: bool) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, Any]:
+def load_file(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, Any]:
     """The set, the data, and their test inputs as its model sees them."""
     from jaxdistill.data.datasets import load_dataset
     from jaxdistill.data.transforms import to_inputs
