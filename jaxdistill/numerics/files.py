@@ -49,6 +49,7 @@ def write_file(file: File, content: bytes) -> Path | BinaryIO:
         raise OutputError(f"cannot write {target} ({error}); open it with mode 'wb'") from None
     return target
 
+
 _ABANDONED_SECONDS = 3600
 
 

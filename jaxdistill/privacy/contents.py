@@ -51,7 +51,8 @@ def list_contents(path: str | os.PathLike[str]) -> dict[str, str]:
         >>> from jaxdistill.privacy.budget import Budget
         >>> from jaxdistill.privacy.mechanism import fit_private_ridge
         >>> x, y = np.eye(40, 5), jd.one_hot(np.arange(40) % 2, 2)
-        >>> private = fit_private_ridge(jd.features.Linear(5), x, y, budget=Budget(8.0, 1e-3), clip=1.0, lam=1.0)
+        >>> phi, budget = jd.features.Linear(5), Budget(8.0, 1e-3)
+        >>> private = fit_private_ridge(phi, x, y, budget=budget, clip=1.0, lam=1.0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = private.distill(ipc=1, key=jax.random.key(0)).save(pathlib.Path(folder) / "s.npz")
         ...     list_contents(file)["inputs"]

@@ -178,7 +178,7 @@ def fit_private_ridge(
         features=features,
         weights=features.within_span(weights),
         lam=penalty * c**2,
-        moments=Moments(c**2 * gram, c * t * noisy.cross, t**2 * noisy.target_gram, noisy.count),
+        moments=Moments.without_sums(c**2 * gram, c * t * noisy.cross, t**2 * noisy.target_gram, noisy.count),
         rank=int(np.sum(path.eigenvalues > 0)),
         resolution=0.0,
         selection=None,
@@ -217,7 +217,7 @@ def _release(exact: Moments, sigma: float, neighbours: Neighbours) -> Moments:
     else:
         count = np.maximum(np.round(np.trace(gram)), 1.0)
     # Rows of norm one, evenly over the outputs: what |y| <= 1 says without looking.
-    return Moments(gram, cross, np.eye(k) * (count / k), count)
+    return Moments.without_sums(gram, cross, np.eye(k) * (count / k), count)
 
 
 def _check_public(

@@ -171,12 +171,14 @@ def distill_published(
         raise AssumptionError(
             f"Theorem 6.2 is for linear models, and the features are {model.features.kind}; use Linear"
         )
+    moments, lam = model.moments_for("Theorem 6.2"), model.lam
+    assert lam is not None  # a model of data has a penalty
     labels = secure_normal(size, model.weights.shape[1])
     noise = published_noise(
         x,
         y,
         labels,
-        lam=model.lam,
+        lam=lam,
         epsilon=epsilon,
         delta=delta,
         radius=radius,
@@ -198,7 +200,7 @@ def distill_published(
             "rank": int(np.linalg.matrix_rank(model.weights)),
             "lam": 0.0,
             "lam_s": 0.0,
-            "num_train": int(model.moments.count),
+            "num_train": int(moments.count),
             "privacy": told,
         },
     )

@@ -69,6 +69,13 @@ class Moments:
         return cls(*(jnp.zeros(shape, dtype) for shape in _shapes(num_features, num_targets)))
 
     @classmethod
+    def without_sums(cls, gram: Any, cross: Any, target_gram: Any, count: Any) -> Self:
+        """Moments about zero whose sums nobody measured, and are NaN: whoever asks for a mean sees it."""
+        p, k = cross.shape
+        unknown = np.full(p, np.nan), np.full(k, np.nan)
+        return cls(gram, cross, target_gram, count, *unknown, np.zeros(p), np.zeros(k))
+
+    @classmethod
     def from_features(
         cls,
         features: Float[Array, "n p"],

@@ -218,9 +218,7 @@ def test_a_module_that_needs_arguments_says_which_and_keeps_them(tmp_path):
 def test_the_collection_params_alone_is_enough():
     net = nn.Dense(4)
     variables = net.init(KEY, jnp.ones((1, 12)))
-    whole, alone = (
-        Encoder.of(net, variables=v, input_shape=(12,)) for v in (variables, variables["params"])
-    )
+    whole, alone = (Encoder.of(net, variables=v, input_shape=(12,)) for v in (variables, variables["params"]))
     assert sorted(whole.parameters) == sorted(alone.parameters) == ["params/bias", "params/kernel"]
     np.testing.assert_array_equal(in_float64(whole, X), in_float64(alone, X))
 
