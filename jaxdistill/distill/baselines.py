@@ -120,6 +120,7 @@ def baseline(
             "lam": float(model.lam),
             "lam_s": "best on the training data" if labels == "hard" else "auto",
             "num_train": len(x),
+            "full_model": model.solution.to_dict(),
         },
     )
 

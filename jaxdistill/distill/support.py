@@ -135,6 +135,7 @@ def distill_kernel(
             "lam_s": "auto" if lam_s is None else lam,
             "num_train": len(model.x),
             "num_targets": len(x),
+            "full_model": model.solution.to_dict(),
         },
     )
 

@@ -321,6 +321,7 @@ def _result(
             "lam": float(model.lam),
             "lam_s": config.penalty,
             "num_train": len(run.prepared.x),
+            "full_model": model.solution.to_dict(),
             "steps": done,
             "config": config.describe(),
         }

@@ -65,7 +65,12 @@ class RidgeModel:
     data_dtype: str = field(default="float64", metadata={"static": True})
 
     @property
-    def residual(self) -> ModelResidual:
+    def residual(self) -> float:
+        """Residual of the normal equations, relative to features and targets, the worst of all features."""
+        return self.solution.value
+
+    @property
+    def solution(self) -> ModelResidual:
         """How well the weights solve the normal equations of the model's own moments, measured now."""
         return model_residual(
             self.moments,
