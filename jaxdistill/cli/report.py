@@ -120,6 +120,10 @@ def _head(r: dict[str, Any]) -> list[str]:
         f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
         f"{r['construction']}, inputs in {r['stored']}{lost}",
     ]
+    if r["solved_full"] is not None:
+        rank = "" if r["rank_full"] is None else f", rank {r['rank_full']} of {r['p']}"
+        dropped = f", up to {r['dropped_full']:.0e} of a feature dropped" if r["dropped_full"] else ""
+        lines.insert(2, f"full model   solved to {r['residual_full']:.0e}{rank}{dropped}")
     if r["solver"] is not None and "method" in r["solver"]:
         found = r["solver"]
         ended = "solved" if found["reached"] else f"{found['outcome']}, the best so far"
@@ -155,13 +159,37 @@ def _table(r: dict[str, Any]) -> list[str]:
     return ["  ".join([f"{row[0]:<22}", *(f"{cell:>12}" for cell in row[1:])]).rstrip() for row in rows]
 
 
+# Half of the digits of float32: what a person sees of an error.
+_VISIBLE = 2.0**-11.5
+
+
 def _verdict(r: dict[str, Any]) -> list[str]:
     """What the certificate says, in words."""
+    return [*_verdict_in_float64(r), *_verdict_in_float32(r)]
+
+
+def _verdict_in_float32(r: dict[str, Any]) -> list[str]:
+    """A line where a set trains to something visibly different in float32 than in float64."""
+    wide, narrow = r["relative_weight_error"], r["relative_weight_error_float32"]
+    if narrow <= max(2 * wide, _VISIBLE):  # NaN is neither, and told
+        return []
+    seen = ""
+    if r["agreement_float32"] is not None:
+        seen = f", agreement {share(r['agreement_float32'])} for {share(r['agreement'])}"
+    return [f"in float32   another model: error {_error(narrow)} for {_error(wide)}{seen}; train in float64"]
+
+
+def _verdict_in_float64(r: dict[str, Any]) -> list[str]:
     if r["exact"]:
         # Kernels are computed in float64 throughout.
         short = ", in float32 as the features are computed" if r.get("precision") == "float32" else ""
         return [
             f"certificate  exact: the error is within what rounding explains{short}, {r['tolerance']:.0e}"
+        ]
+    if r["solved_full"] is False:
+        return [
+            "certificate  not exact: the full model itself is not the ridge solution: it leaves a residual "
+            f"of {r['residual_full']:.0e}, rounding explains {r['residual_tolerance']:.0e}"
         ]
     if r["settings"] is not None:
         return [

@@ -22,6 +22,7 @@ from jaxdistill.numerics.keys import checked_key, host_generator
 from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.model import RidgeModel, predict
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.ridge.targets import TargetKind
 from jaxdistill.sets.artifact import DistilledSet
 
@@ -120,6 +121,7 @@ def baseline(
             "lam": model.lam,
             "lam_s": "best on the training data" if labels == "hard" else "auto",
             "num_train": len(x),
+            "full_model": recorded(model.solution),
         },
     )
 

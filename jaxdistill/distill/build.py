@@ -25,6 +25,7 @@ from jaxdistill.distill.plan import (
     Plan,
     Realistic,
     class_rows,
+    evened,
     given_rows,
     plan_distillation,
     spanning_rows,
@@ -36,6 +37,7 @@ from jaxdistill.numerics.keys import checked_key, split_key
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.sets.artifact import DistilledSet
 
 
@@ -77,7 +79,7 @@ def distill(
             which admits every penalty; "weighted", soft labels that predict the training data
             best, for fixed examples; or rows (m, k) of your own. Default: hard where classes
             suffice, rows of full rank otherwise, soft for real examples
-            and where the weights sum to zero over classes.
+            and where the weights sum to zero over classes within the rounding of the data.
         lam_s: Penalty to retrain with: a number, "max" for the largest that the labels admit, or
             "auto" for the self-conditioning ``tr(Phis Phis^T) / m`` of soft labels. Default: "auto" for soft
             labels, 0 otherwise.
@@ -183,6 +185,7 @@ def distill(
 
     target, lost = model.weights, 0.0
     rows: np.ndarray | None = None
+    even = False
     if m < plan.rank and plan.construction is not Construction.FIXED and solved is None:
         gram = model.moments_for(f"a set of {m} examples for weights of rank {plan.rank}").gram
         target, rows, lost = in_float64(reduced, model.weights, gram, m)
@@ -193,11 +196,12 @@ def distill(
         inputs, scaled, fixed_labels = real.astype(np.float64), None, None
     else:
         if rows is None:
-            rows = _label_rows(model, plan, labels, stored, key_labels)
-        scaled = _features(phi, target, plan, rows, real, noise, sharpness, scale, larger_root, key_noise)
+            rows, even = _label_rows(model, plan, labels, stored, key_labels)
+        span = evened(target, plan.rank) if even else target
+        scaled = _features(phi, span, plan, rows, real, noise, sharpness, scale, larger_root, key_noise)
         inputs, fixed_labels = phi.inverse(scaled.features, real), scaled.labels
 
-    x = inputs.astype(stored)
+    x = _stored(inputs, stored)
     if plan.soft or fixed_labels is None:
         y, penalty = _labels_as_stored(model, plan, x, target)
     else:
@@ -221,21 +225,45 @@ def distill(
             "largest_lam_s": None if plan.soft or scaled is None else scaled.largest_lam_s,
             "scale": None if scaled is None else scaled.scale,
             "num_train": None if model.moments is None else int(model.moments.count),
+            "full_model": recorded(model.solution),
             "solver": None if solved is None else solved.report,
         },
     )
 
 
-def _label_rows(model: RidgeModel, plan: Plan, labels: Any, stored: np.dtype, key: Array) -> np.ndarray:
-    """Labels for the construction; soft ones start from the natural rows."""
+def _stored(inputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Inputs in the type that they are kept in.
+
+    Raises:
+        InputError: their size is beyond that type.
+    """
+    with np.errstate(over="ignore"):
+        x = inputs.astype(dtype)
+    largest, limits = float(np.max(np.abs(inputs))), np.finfo(dtype)
+    if not float(limits.tiny) / float(limits.eps) < largest < float(limits.max):
+        raise InputError(
+            f"the examples are of size {largest:.0e}, which {dtype} cannot hold; use dtype='float64', or a "
+            "penalty and targets of more moderate size"
+        )
+    return x
+
+
+def _label_rows(
+    model: RidgeModel, plan: Plan, labels: Any, stored: np.dtype, key: Array
+) -> tuple[np.ndarray, bool]:
+    """Labels for the construction, soft ones from the natural rows; and whether to even the weights out.
+
+    Where the weights sum to zero over classes, a set that class rows train to the weights themselves is as
+    badly conditioned as they are; soft labels need features that span them, no more.
+    """
     if plan.labels is LabelKind.GIVEN:
-        return given_rows(model, labels, plan.size, plan.rank)
+        return given_rows(model, labels, plan.size, plan.rank), False
     if plan.labels is LabelKind.HARD:
-        return class_rows(model, plan.size)
+        return class_rows(model, plan.size), False
     natural = plan_distillation(model, size=plan.size, dtype=stored).labels
     if natural in (LabelKind.HARD, LabelKind.SOFT):
-        return class_rows(model, plan.size, centred=natural is LabelKind.SOFT)
-    return spanning_rows(model, plan.size, plan.rank, key)
+        return class_rows(model, plan.size), natural is LabelKind.SOFT
+    return spanning_rows(model, plan.size, plan.rank, key), False
 
 
 def _features(

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from jaxdistill.errors import InputError, InverseError, PenaltyError, RankError
 from jaxdistill.features import DeepLinear, Linear
 from jaxdistill.numerics.keys import host_generator
-from jaxdistill.numerics.linalg import check_finite
+from jaxdistill.numerics.linalg import check_finite, check_squares
 from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.targets import TargetKind
@@ -121,6 +121,7 @@ def plan_distillation(
     rank = int(np.linalg.matrix_rank(model.weights))
     if rank == 0:
         raise RankError("the model's weights are zero: there is nothing to distil; check the targets")
+    check_squares("the model's weights", model.weights)
     m = _size(model, ipc, size)
     if realistic not in (None, *REALISTIC):
         raise InputError(
@@ -133,7 +134,10 @@ def plan_distillation(
             f"{model.features.num_features} features of {model.features.num_inputs} inputs; use "
             f"size >= {count}, or do not demand exactness for the best set of this size"
         )
-    kind = _label_kind(model, m, rank, num_targets, labels, realistic, construction, np.dtype(dtype))
+    # Inputs are no better known than the data they stand for: rounding of either hides the sum of the
+    # weights.
+    coarser = max(np.dtype(dtype), np.dtype(model.data_dtype), key=lambda kind: np.finfo(kind).eps)
+    kind = _label_kind(model, m, rank, num_targets, labels, realistic, construction, coarser)
     soft = kind in (LabelKind.SOFT, LabelKind.WEIGHTED)
     if lam_s is None:
         lam_s = "auto" if soft else 0.0
@@ -158,20 +162,20 @@ def plan_distillation(
     return Plan(construction, kind, m, rank, count, lam_s, method)
 
 
-def class_rows(model: RidgeModel, size: int, *, centred: bool = False) -> np.ndarray:
-    """Balanced class rows, centred like the targets or on request: class 0, 1, ..., and again from 0."""
+def class_rows(model: RidgeModel, size: int) -> np.ndarray:
+    """Balanced class rows, centred like the targets: class 0, 1, ..., and again from 0."""
     k = model.weights.shape[1]
     rows = np.eye(k)[np.arange(size) % k]
-    return rows - 1 / k if centred or model.target_kind is TargetKind.CENTRED else rows
+    return rows - 1 / k if model.target_kind is TargetKind.CENTRED else rows
 
 
-def sums_to_zero(weights: np.ndarray, dtype: np.dtype) -> bool:
+def sums_to_zero(weights: np.ndarray, dtype: Any) -> bool:
     """Whether the weights sum to zero over classes, as far as inputs of this type can tell.
 
     They do, up to rounding, wherever every input has mean zero over the data: one-hot targets then
     leave a direction of size r = ``|B 1| / (sqrt(k) |B|)``, and hard labels a set of condition number 1/r.
-    Rounding the inputs then costs eps / r. Below r = sqrt(eps) soft labels on a set without that
-    direction cost less, r at most.
+    Rounding the inputs then costs eps / r. Below r = sqrt(eps) soft labels are chosen, on features that span
+    the weights without leaning on that direction (:func:`evened`).
     """
     ratio = np.linalg.norm(weights.sum(axis=1)) / (np.sqrt(weights.shape[1]) * np.linalg.norm(weights))
     return bool(ratio < np.sqrt(np.finfo(dtype).eps))
@@ -209,6 +213,25 @@ def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.nda
     moments = model.moments
     rms = 1.0 if moments is None else np.sqrt(np.trace(moments.target_gram) / moments.count)
     return columns @ right * (rms * np.sqrt(size / rank))
+
+
+def evened(weights: np.ndarray, rank: int) -> np.ndarray:
+    """Weights with the same columns' span and equal singular values, of the same size: their polar factor.
+
+    A set for these has features that span B as they do, with the condition number of its labels, however
+    small some direction of B is: 1 / s of the smallest it would be for B itself. Soft labels computed from
+    such features then return B.
+
+    Args:
+        weights: B, shape (p, k).
+        rank: Numerical rank of B.
+
+    Example:
+        >>> evened(np.diag([2.0, 1e-9]), 2).round(2).tolist()
+        [[1.41, 0.0], [0.0, 1.41]]
+    """
+    left, values, right = np.linalg.svd(weights, full_matrices=False)
+    return left[:, :rank] @ right[:rank] * (np.linalg.norm(values) / np.sqrt(rank))
 
 
 def _size(model: RidgeModel, ipc: int | None, size: int | None) -> int:

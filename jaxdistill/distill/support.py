@@ -19,6 +19,7 @@ from jaxdistill.numerics.linalg import in_float64, matmul, reciprocal
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.kernel_fit import KernelModel
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.ridge.source import NO_CLASSES
 from jaxdistill.ridge.targets import TargetKind
 from jaxdistill.sets.kernel_set import KernelSet
@@ -137,6 +138,7 @@ def distill_kernel(
             "lam_s": "auto" if lam_s is None else lam,
             "num_train": len(model.x),
             "num_targets": len(x),
+            "full_model": recorded(model.solution),
         },
     )
 

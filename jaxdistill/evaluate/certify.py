@@ -14,6 +14,7 @@ from jaxtyping import Array
 from jaxdistill.distill.exact import retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
+from jaxdistill.evaluate.full_model import full_residual
 from jaxdistill.evaluate.scores import (
     accuracy,
     agreement,
@@ -23,7 +24,7 @@ from jaxdistill.evaluate.scores import (
 )
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
-from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.linalg import check_squares, in_float64
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import predict
 from jaxdistill.sets.artifact import DistilledSet
@@ -57,10 +58,12 @@ class Certificate:
         relative_weight_error_float32: The same in float32.
         cosine: Cosine of the angle between B_s and B.
         tolerance: Largest relative error that rounding explains: 100 eps of the stored inputs, or of the
-            features where those are computed in less, times what the feature map makes of their rounding,
-            times the condition number of the features; at most sqrt(eps).
+            features where those are computed in less, times what the feature map makes of rounding (of the
+            inputs, or of its own in float32, whichever is more), times the condition number of the features;
+            at most sqrt(eps).
         condition: Condition number of the distilled features.
-        exact: Whether the error is within the tolerance and m reaches the rank of B.
+        exact: Whether the error is within the tolerance, m reaches the rank of B, and the full model is the
+            ridge solution as far as is known (``solved_full`` is not False).
         size: m.
         rank: Numerical rank of B: the number of examples that exactness needs.
         stored: Type of the stored inputs.
@@ -74,7 +77,14 @@ class Certificate:
         prediction_error: Root mean square difference of the predictions, relative to the full model's.
         squared_error_full: Mean squared error of the full model on the test targets.
         squared_error_distilled: Mean squared error of the retrained model.
-        num_test: Number of test examples; 0 where none were given, and all of the above are None.
+        num_test: Number of test examples; 0 where none were given, and all of the above from ``agreement``
+            on are None.
+        residual_full: Residual of the full model in its own normal equations, relative and the worst of all
+            features (:func:`~jaxdistill.ridge.residual.model_residual`); None where it has no training data.
+        residual_tolerance: Largest such residual that rounding explains.
+        solved_full: Whether the full model is the ridge solution within rounding.
+        rank_full: Numerical rank of the features.
+        dropped_full: Largest share of its squared norm that a feature lost to that rank.
         digest: Fingerprint of the set that was certified.
 
     Example:
@@ -108,6 +118,11 @@ class Certificate:
     squared_error_full: float | None
     squared_error_distilled: float | None
     num_test: int
+    residual_full: float | None
+    residual_tolerance: float | None
+    solved_full: bool | None
+    rank_full: int | None
+    dropped_full: float | None
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,7 +163,8 @@ def certify(
     """Retrain on the distilled set alone and compare with the full model.
 
     ``B_s = Phis^T (Phis Phis^T + lam_s I)^-1 Ys`` from ``small.x`` as stored, by the singular value
-    decomposition; nothing that the construction knew is used.
+    decomposition; nothing that the construction knew is used. The full model is judged too: how well its
+    weights solve the ridge problem that they are said to solve, from its moments, or as the file tells.
 
     Args:
         model: The full model, or a loaded :class:`~jaxdistill.DistilledSet`, which carries its weights.
@@ -184,16 +200,23 @@ def certify(
             f"the model's weights have shape {full.shape}, the set was made for "
             f"{small.weights.shape}; certify against the model that was distilled"
         )
+    check_squares("the model's weights", full)
     # Changes of random sign: what rounding of the inputs looks like. Drawn here, since the program that
     # draws them would take longer to compile than all the rest.
     signs = np.random.default_rng(0).choice((-1.0, 1.0), small.x.shape)
-    wide, condition, amplification = in_float64(_retrain, small.features, small.x, signs, small.y, small.lam)
-    narrow = _retrain_float32(small, signs)
+    wide, condition, amplification, phi = in_float64(
+        _retrain, small.features, small.x, signs, small.y, small.lam
+    )
+    narrow, phi_float32 = _retrain_float32(small, signs)
     rank = int(np.linalg.matrix_rank(full))
     error = _relative(wide, full)
     precision = small.features.precision
     eps = float(max(np.finfo(small.x.dtype).eps, np.finfo(precision).eps))
-    tolerance = min(100 * eps * float(condition * amplification), math.sqrt(eps))
+    # A map whose layers cancel rounds more than its inputs do; float32 beside float64 shows by how much.
+    own = _relative(phi_float32, phi) / float(np.finfo(np.float32).eps)
+    growth = max(float(amplification), own) if np.isfinite(own) else float(amplification)
+    tolerance = min(100 * eps * float(condition) * growth, math.sqrt(eps))
+    original = full_residual(model)
     tests = _compare_on_test(small, full, wide, narrow, x_test, y_test, progress)
     return Certificate(
         relative_weight_error=error,
@@ -201,12 +224,13 @@ def certify(
         cosine=float(np.vdot(wide, full) / (np.linalg.norm(wide) * np.linalg.norm(full))),
         tolerance=tolerance,
         condition=float(condition),
-        exact=bool(error <= tolerance and len(small.x) >= rank),
+        exact=bool(error <= tolerance and len(small.x) >= rank and original["solved_full"] is not False),
         size=len(small.x),
         rank=rank,
         stored=small.x.dtype.name,
         precision=precision,
         digest=small.digest,
+        **original,
         **tests,
     )
 
@@ -214,23 +238,25 @@ def certify(
 @jax.jit
 def _retrain(
     features: AbstractFeatureMap, x: Array, signs: Array, y: Array, lam: Array
-) -> tuple[Array, Array, Array]:
-    """Weights, condition number of the features, and the growth of a relative change of the inputs."""
+) -> tuple[Array, Array, Array, Array]:
+    """Weights, condition number of the features, the growth of a relative change of inputs, the features."""
     phi, response = jax.jvp(features, (x,), (x * signs,))
     weights, s = retrain_with_values(phi, y, lam)
     growth = jnp.linalg.norm(response) / jnp.linalg.norm(phi)
-    return weights, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0)
+    return weights, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0), phi
 
 
-def _retrain_float32(small: DistilledSet, signs: np.ndarray) -> np.ndarray:
+def _retrain_float32(small: DistilledSet, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # What float32 cannot hold becomes infinite, and shows as an error of the weights retrained from it.
     with jax.enable_x64(False), np.errstate(over="ignore"):
         narrow = [np.float32(a) for a in (small.x, signs, small.y, small.lam)]
-        return np.asarray(_retrain(small.features, *narrow)[0], np.float64)
+        weights, _, _, phi = _retrain(small.features, *narrow)
+        return np.asarray(weights, np.float64), np.asarray(phi, np.float64)
 
 
 def _relative(weights: np.ndarray, full: np.ndarray) -> float:
-    return float(np.linalg.norm(weights - full) / np.linalg.norm(full))
+    with np.errstate(invalid="ignore", over="ignore"):  # float32 may not have held them
+        return float(np.linalg.norm(weights - full) / np.linalg.norm(full))
 
 
 def _compare_on_test(

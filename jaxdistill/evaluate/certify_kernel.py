@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.errors import InputError, KernelError
+from jaxdistill.evaluate.full_model import full_residual
 from jaxdistill.evaluate.scores import (
     accuracy,
     agreement,
@@ -40,8 +41,8 @@ class KernelCertificate:
         cosine: ``<f_s, f>_H / (|f_s|_H |f|_H)``.
         tolerance: Largest relative error that rounding explains.
         condition: Condition number of ``K_ss``.
-        exact: Whether the error is within the tolerance, and the tolerance below 1.3e-4, the fourth root
-            of eps: distances are differences of squares.
+        exact: Whether the error is within the tolerance, the tolerance below 1.3e-4, the fourth root
+            of eps (distances are differences of squares), and the full model solved as far as is known.
         size: m.
         rank: Numerical rank of the coefficients of f.
         stored: Type of the stored inputs.
@@ -56,6 +57,11 @@ class KernelCertificate:
         squared_error_full: Mean squared error of the full model on the test targets.
         squared_error_distilled: Mean squared error of the retrained model.
         num_test: Number of test examples. Fields that need them, or the full model, are None without.
+        residual_full: Residual of the full model in its own system, relative, of the worst output.
+        residual_tolerance: Largest such residual that rounding explains.
+        solved_full: Whether the full model is the ridge solution within rounding.
+        rank_full: None: a kernel has no rank.
+        dropped_full: 0: a kernel model drops nothing.
         digest: Fingerprint of the set that was certified.
 
     Example: see :func:`certify_kernel`, which makes it.
@@ -85,6 +91,11 @@ class KernelCertificate:
     squared_error_full: float | None
     squared_error_distilled: float | None
     num_test: int
+    residual_full: float | None
+    residual_tolerance: float | None
+    solved_full: bool | None
+    rank_full: int | None
+    dropped_full: float | None
     digest: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -161,6 +172,7 @@ def certify_kernel(
     ]
     own_norm = np.sqrt(np.sum(wide * (gram @ wide)))
     tolerance = float(np.sqrt(resolution / small.squared_norm))
+    original = full_residual(small if model is None else model)
     exact = relative[0] <= tolerance and tolerance <= np.finfo(np.float64).eps ** 0.25
     report = _on_test(model, small, wide, narrow, squared + resolution, x_test, y_test, progress)
     return KernelCertificate(
@@ -170,11 +182,12 @@ def certify_kernel(
         cosine=float(np.sum(wide * small.values) / (own_norm * np.sqrt(small.squared_norm))),
         tolerance=tolerance,
         condition=float(condition),
-        exact=bool(exact),
+        exact=bool(exact and original["solved_full"] is not False),
         size=len(small.x),
         rank=int(small.recipe.get("rank", small.y.shape[1])),
         stored=small.x.dtype.name,
         digest=small.digest,
+        **original,
         **report,
     )
 

@@ -32,6 +32,7 @@ from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.ridge.targets import detect_targets
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import KernelSet
@@ -324,6 +325,7 @@ def _result(
             "lam": model.lam,
             "lam_s": config.penalty,
             "num_train": len(run.prepared.x),
+            "full_model": recorded(model.solution),
             "steps": done,
             "config": config.describe(),
         }

@@ -147,3 +147,23 @@ def check_finite(name: str, array: Any) -> None:
         f"{name} holds {bad.size} values that are not finite, the first ({values[index]}) at index "
         f"{index}; remove or replace them before fitting"
     )
+
+
+def check_squares(name: str, array: Any) -> None:
+    """Raise if float64 cannot hold the squares of the largest entries: norms and certificates need them.
+
+    Raises:
+        InputError: names the size.
+
+    Example:
+        >>> check_squares("b", np.array([1e-200]))
+        Traceback (most recent call last):
+        jaxdistill.errors.InputError: b are of size 1e-200, whose square float64 cannot hold; ...
+    """
+    largest, limits = float(np.max(np.abs(array), initial=0.0)), np.finfo(np.float64)
+    # With room for the eps^2 that an error of rounding adds, and for sums.
+    if largest > 0 and not np.sqrt(limits.tiny) / limits.eps < largest < np.sqrt(limits.max) * limits.eps:
+        raise InputError(
+            f"{name} are of size {largest:.0e}, whose square float64 cannot hold; use a penalty and targets "
+            "of more moderate size"
+        )

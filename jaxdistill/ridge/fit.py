@@ -248,28 +248,36 @@ def _model(
         product_dtype=dtype.name,
         data_dtype=source.data_dtype.name,
     )
-    residual = model.residual
-    assert residual is not None  # it has moments
+    solution = model.solution
+    assert solution is not None  # it has moments
     if isinstance(factor, ScaledFactor):
         weak = factor.weak_columns(lam)
-        if len(weak) or not residual.solved:
-            _warn(model, residual, weak)
-    elif not (residual.solved and _resolved(path, lam, dtype)):
+        # Weights may be so large that their own rounding takes half of the digits of what they predict.
+        if len(weak) or not solution.solved or solution.value > np.sqrt(np.finfo(dtype).eps):
+            _warn(model, solution, weak)
+    elif not (solution.solved and _resolved(path, lam, dtype)):
         again = factor_scaled(features, source, moments.target_gram)
         return _model(features, lam, moments, again, selection, source, dtype)
     return model
 
 
 def _resolved(path: RidgePath, lam: float, dtype: np.dtype) -> bool:
-    """Whether what counts lies so far above the resolution that half the digits of the products are left."""
-    damped = np.asarray(path.eigenvalues)[path.kept(lam)] + lam
-    # The path itself is what float32 products bring: more digits of it are not in the moments.
-    return dtype == np.float32 or not np.any(damped * np.sqrt(np.finfo(dtype).eps) < path.resolution)
+    """Whether all directions count, so far above the resolution that half of their digits are left.
+
+    What a Gram matrix of float32 products does not resolve is not in it; its model says what it dropped.
+    """
+    if dtype == np.float32:
+        return True
+    damped = np.asarray(path.eigenvalues) + lam
+    return bool(np.all(path.kept(lam)) and np.all(damped * np.sqrt(np.finfo(dtype).eps) > path.resolution))
 
 
 def _dropped(path: RidgePath, lam: float, gram: Any) -> float:
     """Largest share of its squared norm that a feature lost with the directions that were dropped."""
-    kept = np.where(path.kept(lam), path.eigenvalues, 0.0)
+    counts = path.kept(lam)
+    if np.all(counts):
+        return 0.0
+    kept = np.where(counts, path.eigenvalues, 0.0)
     squares = np.diagonal(gram)
     left = np.asarray(path.basis) ** 2 @ kept / np.where(squares > 0, squares, 1.0)
     return float(np.max(np.where(squares > 0, 1 - left, 0.0), initial=0.0))
@@ -277,16 +285,14 @@ def _dropped(path: RidgePath, lam: float, gram: Any) -> float:
 
 def _warn(model: RidgeModel, found: ModelResidual, weak: np.ndarray) -> None:
     p = model.features.num_features
+    about = f"(rank {model.rank} of {p}, lam = {model.lam:.3g})"
     named = ", ".join(map(str, weak[:8])) + (", ..." if len(weak) > 8 else "")
-    about = (
-        f"features {named} lie so near the span of the others that float64 keeps a quarter of its digits of "
-        "their weights at most"
-        if len(weak)
-        else f"the weights leave a residual of {found.value:.1e}, and rounding explains {found.tolerance:.0e}"
-    )
     warnings.warn(
-        f"{about} (rank {model.rank} of {p}, lam = {model.lam:.3g}); use a larger lam, leave features out, "
-        "or give the data in float64",
+        f"features {named} lie so near the span of the others that float64 keeps a quarter of the digits of "
+        f"their weights at most {about}; use a larger lam, or leave features out"
+        if len(weak)
+        else f"the weights leave a residual of {found.value:.1e} in their equations, and rounding explains "
+        f"{found.tolerance:.0e} {about}; use features, targets and lam of more moderate size",
         ConditioningWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

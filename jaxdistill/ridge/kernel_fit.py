@@ -22,6 +22,7 @@ from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.conjugate_gradients import Preconditioner, conjugate_gradients, not_positive
 from jaxdistill.ridge.fit import LAMS, Validation, check_penalty
 from jaxdistill.ridge.kernel_selection import choose_penalty
+from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.selection import LamSelection
 from jaxdistill.ridge.source import NO_CLASSES
 from jaxdistill.ridge.targets import TargetKind, detect_targets
@@ -48,6 +49,8 @@ class KernelModel:
         target_kind: What the targets were.
         solver: "cholesky" or "cg".
         residual: ``|Y - (K + lam I) alpha| / |Y|`` of the worst column.
+        residual_tolerance: Largest such residual that rounding explains:
+            ``(16 + n) eps (1 + (tr(K) + lam) |alpha| / |Y|)``, at most sqrt(eps).
         steps: Products with K that the solve took; 0 for Cholesky.
         resolution: What rounding of the kernel may have changed in ``|f|^2``, relative to it.
 
@@ -69,8 +72,15 @@ class KernelModel:
     target_kind: TargetKind
     solver: str
     residual: float
+    residual_tolerance: float
     steps: int
     resolution: float
+
+    @property
+    def solution(self) -> ModelResidual:
+        """How well the coefficients solve their system, as measured when they were fitted."""
+        solved = self.residual <= self.residual_tolerance
+        return ModelResidual(self.residual, self.residual_tolerance, solved, rank=None, dropped=0.0)
 
     @property
     def squared_norm(self) -> float:
@@ -193,6 +203,8 @@ def fit_kernel_ridge(
             )
         alpha, fitted = solution.alpha, solution.product
         residual, steps = solution.residual, solution.steps
+    precision = np.float64 if steps == 0 else dtype or x.dtype
+    trace = float(np.sum(kernel_diagonal(kernel, x)))
     return KernelModel(
         kernel=kernel,
         x=x,
@@ -203,17 +215,22 @@ def fit_kernel_ridge(
         target_kind=detect_targets(y),
         solver=solver,
         residual=residual,
+        residual_tolerance=_residual_tolerance(y, alpha, trace + lam, precision),
         steps=steps,
-        resolution=_resolution(kernel, x, alpha, fitted, np.float64 if steps == 0 else dtype or x.dtype),
+        resolution=_resolution(trace, alpha, fitted, precision),
     )
 
 
-def _resolution(
-    kernel: AbstractKernel, x: np.ndarray, alpha: np.ndarray, fitted: np.ndarray, dtype: Any
-) -> float:
+def _residual_tolerance(y: np.ndarray, alpha: np.ndarray, size: float, dtype: Any) -> float:
+    """The smallest of all columns; ``size`` bounds the norm of K + lam I."""
+    eps, sizes = float(np.finfo(dtype).eps), np.linalg.norm(y, axis=0)
+    growth = size * np.linalg.norm(alpha, axis=0) / np.where(sizes > 0, sizes, 1.0)
+    return float(min((16 + len(y)) * eps * (1 + growth.min()), np.sqrt(eps)))
+
+
+def _resolution(trace: float, alpha: np.ndarray, fitted: np.ndarray, dtype: Any) -> float:
     """``8 eps tr(K) |alpha|^2 / (sqrt(n) |f|^2)``: entries off by a few eps of random sign."""
-    trace = float(np.sum(kernel_diagonal(kernel, x)))
-    size = 8 * np.finfo(dtype).eps * trace * float(np.sum(alpha**2)) / np.sqrt(len(x))
+    size = 8 * np.finfo(dtype).eps * trace * float(np.sum(alpha**2)) / np.sqrt(len(alpha))
     norm = float(np.sum(alpha * fitted))
     return float(size / norm) if norm > 0 else np.inf
 

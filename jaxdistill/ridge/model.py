@@ -67,7 +67,16 @@ class RidgeModel:
     data_dtype: str = field(default="float64", metadata={"static": True})
 
     @property
-    def residual(self) -> ModelResidual | None:
+    def residual(self) -> float | None:
+        """Residual of the normal equations, relative to features and targets, the worst of all features.
+
+        None of a head without data.
+        """
+        solution = self.solution
+        return None if solution is None else solution.value
+
+    @property
+    def solution(self) -> ModelResidual | None:
         """How well the weights solve the normal equations of the model's own moments, measured now.
 
         None of a head without data.

@@ -109,7 +109,7 @@ def test_weights_of_centred_inputs_get_soft_labels_where_rounding_asks_for_it(pr
     model = jd.fit_ridge(jd.features.Linear(12), x, problem["y"], lam=1.0)
     for labels, dtype, kind, exact in (
         (None, "float32", "soft", True),
-        (None, "float64", "hard", True),
+        (None, "float64", "soft", True),  # the data are no better known for being stored so
         ("hard", "float32", "hard", False),
     ):
         small = jd.distill(model, ipc=1, labels=labels, dtype=dtype, key=KEY)
