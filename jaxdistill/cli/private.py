@@ -60,8 +60,8 @@ def check_private(options: argparse.Namespace, chosen: Any) -> None:
         )
     if chosen.kind == "fourier" and chosen.lengthscale is None and "features" not in (options.public or ()):
         raise BudgetError(
-            "the default lengthscale is measured on the data; give --lengthscale, such as 7 for 28 x 28 pixels "
-            "in [0, 1], or declare it public: --public features"
+            "the default lengthscale is measured on the data; give --lengthscale, such as 7 for 28 x 28 "
+            "pixels in [0, 1], or declare it public: --public features"
         )
 
 
@@ -133,6 +133,6 @@ def distill_private(
     print_report(report, options.json)
     if not options.json:
         print(
-            f"promise      epsilon {told['epsilon']:g}, delta {told['delta']:g}, {told['neighbours']}, for all "
-            "that the files hold\nnote         the test accuracy above is printed here and is in no file"
+            f"promise      epsilon {told['epsilon']:g}, delta {told['delta']:g}, {told['neighbours']}, for "
+            "all that the files hold\nnote         the test accuracy above is printed here and is in no file"
         )
