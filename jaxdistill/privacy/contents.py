@@ -51,8 +51,8 @@ def list_contents(path: str | os.PathLike[str]) -> dict[str, str]:
         >>> from jaxdistill.privacy.budget import Budget
         >>> from jaxdistill.privacy.mechanism import fit_private_ridge
         >>> x, y = np.eye(40, 5), jd.one_hot(np.arange(40) % 2, 2)
-        >>> phi, budget = jd.features.Linear(5), Budget(8.0, 1e-3)
-        >>> private = fit_private_ridge(phi, x, y, budget=budget, clip=1.0, lam=1.0)
+        >>> budget = Budget(8.0, 1e-3)
+        >>> private = fit_private_ridge(jd.features.Linear(5), x, y, budget=budget, clip=1.0, lam=1.0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = private.distill(ipc=1, key=jax.random.key(0)).save(pathlib.Path(folder) / "s.npz")
         ...     list_contents(file)["inputs"]
@@ -83,7 +83,5 @@ def _flat(prefix: str, value: object) -> dict[str, object]:
 def _origin(name: str, path: object) -> str:
     fitting = [known for known in _ORIGINS if name == known or name.startswith(f"{known.rstrip('/')}/")]
     if not fitting:
-        raise BudgetError(
-            f"{path} holds {name}, of which nobody can say what it was computed from; leave it out"
-        )
+        raise BudgetError(f"{path} holds {name}, of which nobody can say where it comes from; leave it out")
     return _ORIGINS[max(fitting, key=len)]
