@@ -113,7 +113,7 @@ def _head(r: dict[str, Any]) -> list[str]:
     lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
     # A head whose weights were given has neither.
     training = "" if r["n"] is None else f"{r['n']} training and "
-    penalty = "weights given" if r["lam"] is None else f"lam = {r['lam']:.4g}"
+    penalty = "given weights" if r["lam"] is None else f"lam = {r['lam']:.4g}"
     lines = [
         f"data         {r['dataset']}: {training}{r['num_test']} test examples, d = {r['d']}, k = {r['k']}",
         f"model        {model}, {penalty}" + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),

@@ -95,7 +95,11 @@ class RidgeModel:
 
     @classmethod
     def from_weights(
-        cls, features: AbstractFeatureMap, weights: Any, *, targets: Literal["classes", "real"] = "classes"
+        cls,
+        features: AbstractFeatureMap,
+        weights: Any,
+        *,
+        targets: Literal["classes", "real"] | None = None,
     ) -> Self:
         """Make a model of any linear head, whatever trained it: no data are needed to distil it.
 
@@ -108,7 +112,7 @@ class RidgeModel:
             features: Feature map phi, d -> p.
             weights: B, shape (p, k); of scikit-learn's linear models ``coef_.T``.
             targets: "classes" for heads whose largest output is the class: sets may have hard labels; "real"
-                for others.
+                for others. Default: classes where there are several outputs.
 
         Raises:
             InputError: another shape, or values that are not finite.
@@ -124,15 +128,23 @@ class RidgeModel:
 
         Source: CHW, Theorem 4.1, uses B alone.
         """
-        check_choice("targets", targets, ("classes", "real"))
-        head = np.asarray(weights)
-        if head.ndim != 2 or len(head) != features.num_features or head.dtype.kind not in "iuf":
-            raise InputError(
-                f"weights have shape {head.shape} and type {head.dtype}, expected numbers "
-                f"({features.num_features}, k), a row a feature; of scikit-learn pass coef_.T"
-            )
+        if not isinstance(features, AbstractFeatureMap):
+            raise InputError(f"features is a {type(features).__name__}; pass a feature map")
+        head, p = np.asarray(weights), features.num_features
+        if head.dtype.kind not in "iuf":
+            raise InputError(f"weights have type {head.dtype}; pass numbers, such as coef_.T of scikit-learn")
+        if head.ndim != 2 or len(head) != p or head.size == 0:
+            turned = head.ndim == 2 and head.shape[1] == p
+            cure = "pass weights.T" if turned else "one row a feature and one column an output"
+            raise InputError(f"weights have shape {head.shape}, expected ({p}, k); {cure}")
         check_finite("weights", head)
-        kind = TargetKind.ONE_HOT if targets == "classes" and head.shape[1] > 1 else TargetKind.REAL
+        several = head.shape[1] > 1
+        if targets is None:
+            targets = "classes" if several else "real"
+        check_choice("targets", targets, ("classes", "real"))
+        if targets == "classes" and not several:
+            raise InputError("a single output names no classes; leave targets out")
+        kind = TargetKind.ONE_HOT if targets == "classes" else TargetKind.REAL
         return cls(features, head.astype(np.float64), None, None, None, 0.0, None, kind)
 
     def moments_for(self, what: str) -> Moments:
@@ -143,7 +155,7 @@ class RidgeModel:
         """
         if self.moments is None:
             raise InputError(
-                f"{what} needs the moments of data, and this model was made from weights alone; train one "
+                f"{what} needs moments of data, and this model was made from weights alone; train one "
                 "with jaxdistill.fit_ridge"
             )
         return self.moments
