@@ -12,6 +12,8 @@ import jaxdistill as jd
 from jaxdistill import kernels
 from jaxdistill.errors import InputError
 from jaxdistill.kernels.arc_cosine import arc_cosine
+from jaxdistill.kernels.base import parts_of
+from jaxdistill.kernels.stored import rebuild
 from jaxdistill.numerics.linalg import in_float64
 
 D = 5
