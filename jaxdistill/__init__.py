@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from jaxdistill import errors, features, kernels
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
-from jaxdistill.data.preprocess import ZCA, Identity, Standardize, fit_preprocess
+from jaxdistill.data.preprocess import Identity, Standardize
+from jaxdistill.data.transforms import fit_preprocess
+from jaxdistill.data.zca import ZCA
 from jaxdistill.distill import distill, plan_distillation
 from jaxdistill.distill.baselines import baseline
 from jaxdistill.distill.support import distill_kernel

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.data.datasets import load_dataset, one_hot
-from jaxdistill.data.preprocess import AbstractPreprocess, fit_preprocess
+from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.data.transforms import fit_preprocess, to_inputs
 from jaxdistill.errors import InputError
 from jaxdistill.features import (
     KINDS,
@@ -37,6 +38,7 @@ from jaxdistill.kernels import (
     Polynomial,
     RationalQuadratic,
 )
+from jaxdistill.numerics.keys import split_key
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.fit import Validation
 
@@ -78,9 +80,9 @@ class Task:
 
     Args:
         name: Name of the data set.
-        x: Training inputs, shape (n, d).
+        x: Training inputs, shape (n, d), float32.
         y: Training targets, shape (n, k), float64.
-        x_test: Test inputs, shape (t, d).
+        x_test: Test inputs, shape (t, d), float32.
         y_test: Test targets: classes (t,), or real values (t, k).
         preprocess: Transform from images to inputs.
         class_names: Names of the classes, or None for regression.
@@ -111,7 +113,7 @@ def prepare(
 
     Raises:
         DatasetError: the data cannot be used.
-        InputError: an unknown preprocessing.
+        InputError: an unknown preprocessing, or a column that float32 cannot hold even after it.
     """
     data = load_dataset(dataset, progress=progress)
     transform = fit_preprocess(preprocess, data.x_train)
@@ -123,9 +125,9 @@ def prepare(
         y = data.y_train
     return Task(
         name=data.name,
-        x=transform.forward(data.x_train),
+        x=to_inputs(transform, data.x_train, name="x_train", training=True),
         y=y,
-        x_test=transform.forward(data.x_test),
+        x_test=to_inputs(transform, data.x_test, name="x_test", training=False),
         y_test=data.y_test,
         preprocess=transform,
         class_names=data.class_names,
@@ -366,5 +368,5 @@ class Stopwatch:
 
 def split_keys(seed: int) -> tuple[Array, Array, Array]:
     """Keys for the feature map, the validation split and the set, from one seed."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    return keys[0], keys[1], keys[2]
+    features, split, small = split_key(jax.random.key(seed), 3)
+    return features, split, small

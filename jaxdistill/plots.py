@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,8 @@ import numpy as np
 from jaxdistill.numerics.files import write_atomically
 
 MOST_COLUMNS = 20
+# Inches: the place of the titles, the side of a cell, and the margin in it.
+_LEFT, _CELL, _GAP = 1.5, 0.8, 0.03
 
 
 class Row(NamedTuple):
@@ -32,8 +36,8 @@ def draw_rows(
 ) -> Path:
     """Draw rows of images below each other, class names above, and save them as PNG.
 
-    Images in [0, 1] up to a tenth are shown as they are; others are stretched, each to its own extremes,
-    and the row says so. A table row (d,) is drawn as a square heat map.
+    Images in [0, 1] up to a tenth are shown as they are; others are stretched, each to its own extremes (a
+    constant one is grey), and the row says so. A table row (d,) is drawn as a square heat map.
 
     Args:
         rows: What to draw, all with the same number of columns or fewer.
@@ -53,30 +57,43 @@ def draw_rows(
 
     columns = min(MOST_COLUMNS, max(len(row.images) for row in rows))
     above, below = (0.3 if names is not None else 0.08), (0.3 if note else 0.08)
-    width, height = 1.6 + 0.8 * columns, above + below + 0.85 * len(rows)
+    width, height = _LEFT + _CELL * columns, above + below + _CELL * len(rows)
     figure = Figure(figsize=(width, height), dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for line, row in zip(axes, rows, strict=True):
+    # One pair of axes in inches, from the top: a pair for every image would take most of the time.
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    # Names are what they are: a dollar sign begins no formula.
+    write = partial(axes.text, parse_math=False)
+    for line, row in enumerate(rows):
+        top = above + _CELL * line
         shown = [as_picture(image) for image in row.images[:columns]]
+        for column, (picture, _) in enumerate(shown):
+            extent = _placed(picture.shape, _LEFT + _CELL * column, top)
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
         stretched = any(not natural for _, natural in shown)
-        for ax in line:
-            ax.set_axis_off()
-        for ax, (picture, _) in zip(line, shown, strict=False):
-            ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         title = row.title + ("\n(stretched)" if stretched else "")
-        line[0].text(-0.15, 0.5, title, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    if names is not None:
-        for ax, name in zip(axes[0], names, strict=False):
-            ax.set_title(name if len(name) <= 10 else f"{name[:9]}…", fontsize=8)
+        write(_LEFT - 0.1, top + _CELL / 2, title, ha="right", va="center", fontsize=8)
+    for column, name in enumerate(names[:columns] if names is not None else ()):
+        text = name if len(name) <= 10 else f"{name[:9]}…"
+        axes.text(_LEFT + _CELL * (column + 0.5), above - 0.06, text, ha="center", va="bottom", fontsize=8)
     if note:
-        figure.text(0.01, 0.06 / height, note, fontsize=7, color="0.35")
-    figure.subplots_adjust(
-        left=1.5 / width, right=0.99, top=1 - above / height, bottom=below / height, wspace=0.08, hspace=0.1
-    )
+        write(0.01 * width, height - 0.06, note, fontsize=7, color="0.35")
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn in its place
+        figure.savefig(buffer, format="png")
     return write_atomically(path, buffer.getvalue())
+
+
+def _placed(shape: tuple[int, ...], left: float, top: float) -> tuple[float, float, float, float]:
+    """Where a picture of this shape lies in its cell, in the middle: left, right, bottom, top."""
+    rows, columns = shape[:2]
+    side = _CELL - 2 * _GAP
+    across, down = side * columns / max(shape[:2]), side * rows / max(shape[:2])
+    left, top = left + (_CELL - across) / 2, top + (_CELL - down) / 2
+    return left, left + across, top + down, top
 
 
 def as_picture(example: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -96,5 +113,5 @@ def as_picture(example: np.ndarray) -> tuple[np.ndarray, bool]:
     low, high = float(image.min()), float(image.max())
     natural = low >= -0.1 and high <= 1.1
     if not natural:
-        image = (image - low) / (high - low)
+        image = (image - low) / (high - low) if high > low else np.full_like(image, 0.5)
     return np.clip(image, 0, 1), natural

@@ -1,7 +1,11 @@
 """What every test runs under: checked shapes, strict promotion, one hypothesis profile, a flag at rest."""
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 # Several test processes cannot share a TPU, nor a GPU's memory: they run on the CPU unless told otherwise.
 # `python -m pytest -n 0` is one process, on whatever device JAX finds. It must stand before JAX is imported.
@@ -22,8 +26,49 @@ import jaxdistill as jd  # noqa: E402
 
 # Compilation is most of the time. Processes that the tests start compile in full, as users' do, and so does
 # everything under JAX_DISABLE_MOST_OPTIMIZATIONS=0.
-if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
+if QUICK:
     jax.config.update("jax_disable_most_optimizations", True)
+# XLA's older emitters on the CPU, in one piece: a quarter of the time that its MLIR emitters take.
+QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+QUICK_FLAGS_KNOWN = "JAXDISTILL_TESTS_QUICK_FLAGS_KNOWN"
+
+
+def quick_flags_are_known() -> bool:
+    """A flag that XLA does not know ends the process: another one tries, once in a run."""
+    if QUICK_FLAGS_KNOWN not in os.environ:
+        environment = os.environ | {"XLA_FLAGS": QUICK_FLAGS, "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", "import jax; jax.devices()"]
+        tried = subprocess.run(command, env=environment, capture_output=True, check=False)
+        os.environ[QUICK_FLAGS_KNOWN] = str(int(tried.returncode == 0))
+    return os.environ[QUICK_FLAGS_KNOWN] == "1"
+
+
+def share_compiled_programs(config: pytest.Config) -> None:
+    """What one process has compiled, all others of the run read, from a folder that lives as long as the run.
+
+    A folder that JAX_COMPILATION_CACHE_DIR names is kept, and makes the next run faster.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="jaxdistill-tests-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+        jax.config.update("jax_compilation_cache_dir", folder.name)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up compilation, in the process that starts the workers and in them, or in the only one."""
+    share_compiled_programs(config)
+    quick = QUICK and quick_flags_are_known()
+    if quick and not config.getoption("numprocesses", None):
+        # XLA reads its flags when the first device is asked for; processes that the tests start get none.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XLA_FLAGS", QUICK_FLAGS, prepend=" ")
+            jax.devices()
+
 
 hypothesis.settings.register_profile("jaxdistill", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("jaxdistill")
@@ -42,7 +87,9 @@ def strict_types() -> Iterator[None]:
 def compiled_code_is_let_go() -> Iterator[None]:
     """Every compiled function maps memory, and a process may have 65 530 maps on Linux: then XLA crashes."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

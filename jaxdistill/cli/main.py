@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import psutil
 
+from jaxdistill.cli.attack import add_attack_options, attack
+from jaxdistill.cli.cache import cache_folder, kept_programs
 from jaxdistill.cli.distill import add_distill_options, distill
 from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
 from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with kept_programs(not options.no_cache):
+            return options.run(options)
     except JaxDistillError as error:
         print(f"jaxdistill: {error}", file=sys.stderr)
         return 2
@@ -70,15 +73,19 @@ def _parser() -> argparse.ArgumentParser:
         ("kip", add_kip_options, kip, "train a set by gradient descent, the method to compare with"),
         ("compare", add_compare_options, compare, "analytic set, KIP and baselines, side by side"),
         ("evaluate", add_evaluate_options, evaluate, "certify a saved set, or train other features on it"),
+        ("attack", add_attack_options, attack, "ask a saved set who was in its training data"),
     )
     for name, add_options, run, about in made:
         command = commands.add_parser(name, help=about)
         add_options(command)
+        command.add_argument(
+            "--no-cache", action="store_true", help="neither read nor keep compiled programs"
+        )
         command.set_defaults(run=run)
 
     info = commands.add_parser("info", help="versions, devices, precision, what is installed")
     info.add_argument("--json", action="store_true", help="print one JSON object")
-    info.set_defaults(run=_info)
+    info.set_defaults(run=_info, no_cache=True)
     return parser
 
 
@@ -112,6 +119,7 @@ def _info(options: argparse.Namespace) -> int:
         "devices": [str(device) for device in jax.devices()],
         "x64": jax.numpy.zeros(()).dtype == "float64",
         "matmul_precision": "highest, stated at every product",
+        "compiled_programs": cache_folder()[0],
         "data_dir": os.environ.get("JAXDISTILL_DATA_DIR"),
         "memory_available": psutil.virtual_memory().available,
     }

@@ -6,11 +6,10 @@ safe under jit, vmap and grad. The constants are float64 and are cast to the typ
 """
 
 import abc
-import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, Self, TypeVar, final
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,16 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
-from jaxdistill.errors import InputError, RankError
-from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.errors import InputError
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.linalg import check_finite
 from jaxdistill.numerics.pytrees import register_pytree
 
-# Elements of one block of work in float64: 32 MB.
-BLOCK_ELEMENTS = 2**22
+# Elements of a block of work that stays in the cache in float64, and of one for matrix products: 32 MB.
+_CACHED_ELEMENTS = 2**17
+PRODUCT_ELEMENTS = 2**22
+# A std this small, relative to the mean, may be rounding: then the values are compared.
+_NEARLY_CONSTANT = 1e-6
 
 # A NumPy array stays a NumPy array, a JAX array stays a JAX array.
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -61,6 +64,11 @@ class AbstractPreprocess(abc.ABC):
         An InputError says which shape or type does not fit.
         """
 
+    @classmethod
+    @abc.abstractmethod
+    def from_parts(cls, settings: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> Self:
+        """Rebuild from what ``settings()`` and ``arrays()`` gave, checked."""
+
     def settings(self) -> dict[str, Any]:
         """What is not an array, in types that JSON keeps."""
         static = [item.name for item in fields(self) if item.metadata.get("static")]
@@ -86,16 +94,24 @@ class Identity(AbstractPreprocess):
     kind: ClassVar[str] = "none"
 
     @classmethod
-    def fit(cls, x: np.ndarray) -> "Identity":
+    def fit(cls, x: Any) -> Self:
         """Take the shape of one example from training data (n,*shape)."""
-        _check_training_data(x)
+        x = training_data(x)
+        check_finite("x", x)
         return cls(shape=x.shape[1:])
 
+    @classmethod
+    def from_parts(cls, settings: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> Self:  # noqa: D102
+        del arrays
+        return cls(shape=checked_shape(settings["shape"]))
+
     def forward(self, x: Array) -> Array:  # noqa: D102
-        return x.reshape((*_batch_shape(x, self.shape, "x"), self.num_inputs))
+        batch, rows = flat_rows("x", x, self.shape)
+        return rows.reshape((*batch, self.num_inputs))
 
     def inverse(self, inputs: Array) -> Array:  # noqa: D102
-        return inputs.reshape(_batch_shape(inputs, (self.num_inputs,), "inputs") + self.shape)
+        batch, rows = flat_rows("inputs", inputs, (self.num_inputs,))
+        return rows.reshape(batch + self.shape)
 
 
 @final
@@ -128,30 +144,34 @@ class Standardize(AbstractPreprocess):
     std: Float64[np.ndarray, " c"] | Any
 
     @classmethod
-    def fit(cls, x: np.ndarray) -> "Standardize":
+    def fit(cls, x: Any) -> Self:
         """Measure mean and standard deviation of training data.
 
         Args:
-            x: Images (n,H,W,C) or a table (n,d), float32 or float64.
+            x: Images (n,H,W,C) or a table (n,d), in floats that NumPy reads.
 
         Raises:
             InputError: ``x`` has another shape or type, or values that are not finite.
         """
-        _check_training_data(x)
-        over = tuple(range(x.ndim - 1))
-        mean = x.mean(axis=over, dtype=np.float64)
-        squares = np.zeros_like(mean)
-        for rows in _blocks(x):
-            centred = x[rows] - mean
-            squares += np.square(centred, out=centred).sum(axis=over)
-        std = np.sqrt(squares / (x.size // x.shape[-1]))
+        x = training_data(x)
+        count, mean, squares = moments_by_channel(x)
+        if not np.isfinite(squares).all():
+            check_finite("x", x)
+            raise InputError("x holds values whose squares overflow float64; rescale its columns")
+        std = np.sqrt(squares / count)
         # Equality tells a constant channel; its std as computed is 0 up to rounding only.
-        low = x.min(axis=over)
-        constant = low == x.max(axis=over)
-        return cls(x.shape[1:], np.where(constant, low, mean), np.where(constant, 0.0, std))
+        for channel in np.flatnonzero(std <= _NEARLY_CONSTANT * np.abs(mean)):
+            values = x[..., channel]
+            if values.min() == values.max():
+                mean[channel], std[channel] = values.flat[0], 0.0
+        return cls(x.shape[1:], mean, std)
 
     @classmethod
-    def from_constants(cls, mean: ArrayLike, std: ArrayLike, shape: tuple[int, ...]) -> "Standardize":
+    def from_parts(cls, settings: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> Self:  # noqa: D102
+        return cls.from_constants(arrays["mean"], arrays["std"], settings["shape"])
+
+    @classmethod
+    def from_constants(cls, mean: ArrayLike, std: ArrayLike, shape: Sequence[int]) -> Self:
         """Use published constants, one per channel.
 
         Args:
@@ -166,9 +186,9 @@ class Standardize(AbstractPreprocess):
             >>> Standardize.from_constants([0.1307], [0.3081], (28, 28, 1)).num_inputs
             784
         """
-        shape = _checked_shape(shape)
-        mean = _checked_constant("mean", mean, shape[-1:])
-        std = _checked_constant("std", std, shape[-1:])
+        shape = checked_shape(shape)
+        mean = checked_constant("mean", mean, shape[-1:])
+        std = checked_constant("std", std, shape[-1:])
         if (std < 0).any():
             raise InputError(f"std[{int(np.argmax(std < 0))}] is negative; give positive numbers")
         return cls(mean=mean, std=std, shape=shape)
@@ -179,219 +199,81 @@ class Standardize(AbstractPreprocess):
         return tuple(np.flatnonzero(self.std == 0).tolist())
 
     def forward(self, x: Array) -> Array:  # noqa: D102
-        batch = _batch_shape(x, self.shape, "x")
-        rows, mean, divisor = _matched(x, self.mean, self._divisor())
-        if isinstance(rows, np.ndarray):
-            rows = np.subtract(rows, mean, order="C")
-            rows /= divisor
-        else:
-            rows = (rows - mean) / divisor
-        return rows.reshape((*batch, self.num_inputs))
-
-    def inverse(self, inputs: Array) -> Array:  # noqa: D102
-        batch = _batch_shape(inputs, (self.num_inputs,), "inputs")
-        x, mean, divisor = _matched(inputs.reshape(batch + self.shape), self.mean, self._divisor())
-        if isinstance(x, np.ndarray):
-            x = np.multiply(x, divisor, order="C")
-            x += mean
-            return x
-        return x * divisor + mean
-
-    def _divisor(self) -> Any:
-        """The std, and 1 for constant channels."""
-        xp = np if isinstance(self.std, np.ndarray) else jnp
-        return xp.where(self.std == 0, 1.0, self.std)
-
-
-@final
-@register_pytree
-@dataclass(frozen=True, eq=False)
-class ZCA(AbstractPreprocess):
-    """Whitening that stays as close to the data as whitening can, with a regulariser.
-
-    With the covariance ``C = (x - mean)^T (x - mean) / n = V diag(e) V^T`` and
-    ``lam = reg * trace(C) / d``, which is ``reg`` times the mean eigenvalue,
-
-    ``forward(x) = (x - mean) V diag(1/scale) V^T``, ``scale = sqrt(e + lam)``,
-
-    so that the covariance of the rows has the eigenvalues ``e / (e + lam)``. The inverse multiplies
-    by ``scale``, from the same decomposition. The data are centred, and not standardised first.
-
-    Attributes:
-        mean: Mean of the training rows (d,), in the data's units.
-        scale: Square roots of the regularised eigenvalues (d,), ascending.
-        eigenvectors: V (d,d), one a column.
-        reg: The regulariser, as a multiple of the mean eigenvalue.
-
-    Example:
-        >>> x = np.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-        >>> pre = ZCA.fit(x, reg=0.0)
-        >>> np.round(np.abs(pre.forward(x)), 6)
-        array([[1.414214, 0.      ],
-               [1.414214, 0.      ],
-               [0.      , 1.414214],
-               [0.      , 1.414214]])
-
-    Source:
-        Kessy, Lewin and Strimmer, "Optimal whitening and decorrelation", 2018. The regulariser is
-        that of Nguyen, Novak, Xiao and Lee, "Dataset distillation with infinitely wide
-        convolutional networks", 2021, without their layer normalisation.
-    """
-
-    kind: ClassVar[str] = "zca"
-    mean: Float64[np.ndarray, " d"] | Any
-    scale: Float64[np.ndarray, " d"] | Any
-    eigenvectors: Float64[np.ndarray, "d d"] | Any
-    reg: float = field(metadata={"static": True})
-
-    @classmethod
-    def fit(cls, x: np.ndarray, *, reg: float = 0.1) -> "ZCA":
-        """Decompose the covariance of training data, in float64.
-
-        Args:
-            x: Images (n,H,W,C) or a table (n,d), float32 or float64.
-            reg: Regulariser as a multiple of the mean eigenvalue, at least 0.
-
-        Raises:
-            InputError: ``x`` has another shape or type, or values that are not finite; or ``reg``
-                is negative.
-            RankError: The examples are all the same, or their covariance is singular and ``reg``
-                too small to mend it.
-        """
-        _check_training_data(x)
-        if not (math.isfinite(reg) and reg >= 0):
-            raise InputError(f"reg is {reg}; give a finite number of at least 0")
-        rows = x.reshape(len(x), -1)
-        if (rows.min(axis=0) == rows.max(axis=0)).all():
-            raise RankError(f"the {len(x)} examples are all the same; whitening needs variation")
-        mean = rows.mean(axis=0, dtype=np.float64)
-        covariance = np.zeros((mean.size, mean.size))
-        for block in _blocks(rows):
-            centred = rows[block] - mean
-            covariance += centred.T @ centred
-        covariance /= len(x)
-        eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-        smallest_sound = mean.size * np.finfo(np.float64).eps * eigenvalues[-1]
-        regularised = eigenvalues + reg * np.trace(covariance) / mean.size
-        if not regularised[0] > smallest_sound:
-            rank = int(np.sum(eigenvalues > smallest_sound))
-            raise RankError(
-                f"the covariance of {len(x)} examples has rank {rank} of {mean.size}, "
-                f"which reg={reg} does not make invertible; give a larger reg, such as 0.1"
-            )
-        scale = np.sqrt(regularised)
-        return cls(x.shape[1:], mean, scale, eigenvectors, reg=float(reg))
-
-    def forward(self, x: Array) -> Array:  # noqa: D102
-        batch = _batch_shape(x, self.shape, "x")
-        rows, mean = _matched(x.reshape(-1, self.num_inputs), self.mean)
+        batch, rows = flat_rows("x", x, self.shape)
+        rows, mean, divisor = matched(rows, *self._row_constants())
         if isinstance(rows, np.ndarray):
             inputs: Any = np.empty(rows.shape, rows.dtype)
-            matrix = self._matrix(1 / self.scale, rows.dtype)
-            for block in _blocks(rows):
-                np.matmul(rows[block] - mean, matrix, out=inputs[block])
-            return inputs.reshape((*batch, self.num_inputs))
-        return self._scaled(rows - mean, 1 / self.scale).reshape((*batch, self.num_inputs))
+            for block in blocks(rows):
+                np.subtract(rows[block], mean, out=inputs[block])
+                inputs[block] /= divisor
+        else:
+            inputs = (rows - mean) / divisor
+        return inputs.reshape((*batch, self.num_inputs))
 
     def inverse(self, inputs: Array) -> Array:  # noqa: D102
-        batch = _batch_shape(inputs, (self.num_inputs,), "inputs")
-        rows, mean = _matched(inputs.reshape(-1, self.num_inputs), self.mean)
+        batch, rows = flat_rows("inputs", inputs, (self.num_inputs,))
+        rows, mean, divisor = matched(rows, *self._row_constants())
         if isinstance(rows, np.ndarray):
-            x = np.matmul(rows, self._matrix(self.scale, rows.dtype))
-            x += mean
-            return x.reshape(batch + self.shape)
-        return (self._scaled(rows, self.scale) + mean).reshape(batch + self.shape)
+            x: Any = np.empty(rows.shape, rows.dtype)
+            for block in blocks(rows):
+                np.multiply(rows[block], divisor, out=x[block])
+                x[block] += mean
+        else:
+            x = rows * divisor + mean
+        return x.reshape(batch + self.shape)
 
-    def _matrix(self, scale: np.ndarray, dtype: Any) -> np.ndarray:
-        """V diag(scale) V^T, computed in float64."""
-        return ((self.eigenvectors * scale) @ self.eigenvectors.T).astype(dtype)
+    def _row_constants(self) -> tuple[Any, Any]:
+        """Mean and std for every number of a row, the std 1 in constant channels.
 
-    def _scaled(self, rows: Any, scale: Any) -> Any:
-        """``rows V diag(scale) V^T``, from the left: no d x d product for a few rows."""
-        vectors = jnp.asarray(self.eigenvectors, dtype=rows.dtype)
-        return matmul(matmul(rows, vectors) * jnp.asarray(scale, dtype=rows.dtype), vectors.T)
-
-
-KINDS: dict[str, type[Identity] | type[Standardize] | type[ZCA]] = {
-    cls.kind: cls for cls in (Identity, Standardize, ZCA)
-}
+        Whole rows: arithmetic along an inner axis of three channels is several times slower.
+        """
+        xp = np if isinstance(self.std, np.ndarray) else jnp
+        repeats = self.num_inputs // self.shape[-1]
+        return xp.tile(self.mean, repeats), xp.tile(xp.where(self.std == 0, 1.0, self.std), repeats)
 
 
-def fit_preprocess(kind: str, x: np.ndarray, *, reg: float | None = None) -> AbstractPreprocess:
-    """Fit a transform by name.
+def moments_by_channel(x: np.ndarray) -> tuple[int, Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
+    """Number of values in a channel, their mean, and the sum of their squared distances from it.
 
-    Args:
-        kind: ``"standardize"``, ``"zca"`` or ``"none"``.
-        x: Training images (n,H,W,C) or a table (n,d).
-        reg: Regulariser of ZCA, see ``ZCA.fit``; None for its default.
-
-    Raises:
-        InputError: The name is unknown, or ``reg`` is given to a transform that has none.
-
-    Example:
-        >>> fit_preprocess("standardize", np.eye(3)).kind
-        'standardize'
-    """
-    cls = _class_of(kind)
-    if reg is None:
-        return cls.fit(x)
-    if cls is not ZCA:
-        raise InputError(f"preprocessing {kind!r} takes no reg; leave it out, or use 'zca'")
-    return ZCA.fit(x, reg=reg)
-
-
-def from_parts(kind: str, settings: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> AbstractPreprocess:
-    """Rebuild a transform from its kind, settings and arrays, as they were saved.
+    One read of the data, in float64: every block of rows is summed as it lies in memory, folded by channel,
+    centred and squared while it is in the cache; blocks are merged by
+    ``M = M_a + M_b + (mean_b - mean_a)^2 n_a n_b / n``, which never subtracts large squares.
 
     Args:
-        kind: The transform's ``kind``.
-        settings: What ``settings()`` gave.
-        arrays: What ``arrays()`` gave.
-
-    Raises:
-        InputError: A part is missing, or does not fit.
+        x: Images (n,H,W,C) or a table (n,d).
 
     Example:
-        >>> pre = Standardize.fit(np.array([[1.0], [3.0]]))
-        >>> from_parts(pre.kind, pre.settings(), pre.arrays()).forward(np.array([[5.0]]))
-        array([[3.]])
+        >>> moments_by_channel(np.array([[1.0, 5.0], [3.0, 5.0]]))
+        (2, array([2., 5.]), array([2., 0.]))
+
+    Source: Chan, Golub and LeVeque 1983.
     """
-    cls = _class_of(kind)
-    try:
-        shape = _checked_shape(settings["shape"])
-        if cls is Identity:
-            return Identity(shape=shape)
-        if cls is Standardize:
-            return Standardize.from_constants(arrays["mean"], arrays["std"], shape)
-        size = math.prod(shape)
-        scale = _checked_constant("scale", arrays["scale"], (size,))
-        if not (scale > 0).all():
-            raise InputError("scale must be positive; save the transform again")
-        return ZCA(
-            mean=_checked_constant("mean", arrays["mean"], (size,)),
-            scale=scale,
-            eigenvectors=_checked_constant("eigenvectors", arrays["eigenvectors"], (size, size)),
-            shape=shape,
-            reg=float(settings["reg"]),
-        )
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"the parts of preprocessing {kind!r} are damaged ({type(error).__name__}: {error}); "
-            "save the transform again"
-        ) from error
+    channels = x.shape[-1]
+    rows = x.reshape(len(x), -1)
+    repeats = rows.shape[1] // channels
+    count, mean, squares = 0, np.zeros(channels), np.zeros(channels)
+    # Memory that is taken once: fresh pages for every block would cost more than the sums.
+    work = np.empty((_block_rows(rows, None), rows.shape[1]))
+
+    def folded(block: np.ndarray) -> np.ndarray:
+        return (np.ones(len(block)) @ block).reshape(repeats, channels).sum(axis=0)
+
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller asks whether the sums are finite
+        for where in blocks(rows):
+            block = work[: len(rows[where])]
+            block[...] = rows[where]
+            number = len(block) * repeats
+            own = folded(block) / number
+            block -= np.tile(own, repeats)
+            block *= block
+            apart, total = own - mean, count + number
+            squares += folded(block) + apart**2 * (count * number / total)
+            mean += apart * (number / total)
+            count = total
+    return count, mean, squares
 
 
-def _class_of(kind: str) -> type[Identity] | type[Standardize] | type[ZCA]:
-    if kind in KINDS:
-        return KINDS[kind]
-    near = difflib.get_close_matches(kind, KINDS, n=1)
-    cure = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(KINDS)}"
-    raise InputError(f"unknown preprocessing {kind!r}; {cure}")
-
-
-def _matched(x: Any, *constants: Any) -> list[Any]:
+def matched(x: Any, *constants: Any) -> list[Any]:
     """``x`` and the constants in its type: NumPy if all of them are, otherwise JAX."""
     if all(isinstance(array, np.ndarray) for array in (x, *constants)):
         return [x, *(constant.astype(x.dtype) for constant in constants)]
@@ -399,43 +281,69 @@ def _matched(x: Any, *constants: Any) -> list[Any]:
     return [x, *(jnp.asarray(constant, dtype=x.dtype) for constant in constants)]
 
 
-def _blocks(x: np.ndarray) -> Iterator[slice]:
-    """Slices of the first axis, of at most BLOCK_ELEMENTS elements (or one example) each."""
-    step = max(1, BLOCK_ELEMENTS * len(x) // max(x.size, 1))
+def _block_rows(x: np.ndarray, elements: int | None) -> int:
+    elements = _CACHED_ELEMENTS if elements is None else elements
+    return max(1, elements * len(x) // max(x.size, 1))
+
+
+def blocks(x: np.ndarray, elements: int | None = None) -> Iterator[slice]:
+    """Slices of the first axis, of at most so many elements or one example; default what a cache holds."""
+    step = _block_rows(x, elements)
     for start in range(0, len(x), step):
         yield slice(start, start + step)
 
 
-def _batch_shape(x: Any, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """The leading axes of x; an error unless it is floating and ends in shape."""
-    _check_type(name, x)
+def flat_rows(name: str, x: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:
+    """The leading axes of x, and x as rows of floats; an error unless it ends in shape.
+
+    What is not an array of JAX becomes one of NumPy.
+    """
+    if isinstance(x, jax.Array):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(f"{name} has type {x.dtype}; convert it to float32 or float64")
+        x = x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+    else:
+        x = as_floats(name, x, finite=False)
     split = x.ndim - len(shape)
     if split < 0 or x.shape[split:] != shape:
         expected = ", ".join(map(str, ("n", *shape)))
         raise InputError(f"expected {name} of shape ({expected}), got {x.shape}; check the axes")
-    return x.shape[:split]
+    return x.shape[:split], x.reshape(-1, math.prod(shape))
 
 
-def _check_type(name: str, x: Any) -> None:
-    if x.dtype not in (np.float32, np.float64):
-        raise InputError(f"{name} has type {x.dtype}; convert it to float32 or float64")
+def channels_first(shape: tuple[int, ...]) -> str | None:
+    """What to do about images (n,C,H,W), as other libraries have them; None for any other shape.
+
+    Example:
+        >>> channels_first((100, 3, 32, 32))
+        'channels come last; use np.moveaxis(x, 1, -1), of shape (100, 32, 32, 3)'
+    """
+    if len(shape) != 4 or shape[1] not in (1, 3) or min(shape[2:]) <= 4:
+        return None
+    n, channels, height, width = shape
+    return f"channels come last; use np.moveaxis(x, 1, -1), of shape {(n, height, width, channels)}"
 
 
-def _check_training_data(x: np.ndarray) -> None:
-    _check_type("x", x)
+def training_data(x: Any) -> np.ndarray:
+    """Images or a table of floats, with at least one value, as an array of NumPy."""
+    x = as_floats("x", x, finite=False)
     if x.ndim not in (2, 4) or x.size == 0:
         raise InputError(f"expected images (n,H,W,C) or a table (n,d) to fit on, got {x.shape}")
-    check_finite("x", x)
+    if cure := channels_first(x.shape):
+        raise InputError(f"x has shape {x.shape}; {cure}")
+    return x
 
 
-def _checked_shape(shape: Any) -> tuple[int, ...]:
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """Shape of an example as a tuple, checked."""
     shape = tuple(shape)
     if len(shape) not in (1, 3) or not all(type(size) is int and size > 0 for size in shape):
         raise InputError(f"shape is {shape}; give (H,W,C) or (d,), in positive integers")
     return shape
 
 
-def _checked_constant(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+def checked_constant(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Constants of a transform in float64, checked."""
     array = np.array(values, np.float64)
     if array.shape != shape:
         raise InputError(f"expected {name} of shape {shape}, got {array.shape}")

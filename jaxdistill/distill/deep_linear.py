@@ -94,10 +94,16 @@ def _inside(model: RidgeModel, left: np.ndarray, right: np.ndarray) -> RidgeMode
         model,
         features=DeepLinear((right,)),
         weights=left.T @ np.asarray(model.weights, np.float64),
-        moments=Moments(
+        moments=None
+        if moments is None
+        else Moments(
             left.T @ np.asarray(moments.gram) @ left,
             left.T @ np.asarray(moments.cross),
             moments.target_gram,
             moments.count,
+            left.T @ np.asarray(moments.feature_sum),
+            moments.target_sum,
+            left.T @ np.asarray(moments.feature_shift),
+            moments.target_shift,
         ),
     )

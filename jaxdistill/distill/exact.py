@@ -2,15 +2,21 @@
 
 Pure functions of arrays: they work in the precision of what they are given, and under jit, vmap and
 grad. Inputs outside the domain give NaN here and typed errors in :func:`jaxdistill.distill`.
+
+With an intercept, ``f(x) = phi(x) B + b``, the same algebra holds for the contrasts of features, labels and
+free part (:mod:`jaxdistill.numerics.contrasts`), which see no mean; the means follow from
+``mean(Ys) = mean(Phis) B + b``. What takes no intercept here is to be given contrasts.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Self
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxdistill.numerics.contrasts import contrasts, from_contrasts
 from jaxdistill.numerics.linalg import matmul, pinv, rank_tolerance, reciprocal
 
 
@@ -113,6 +119,9 @@ def exact_features(
     free: Float[Array, "m p"] | None = None,
     lam_s: Float[Array, ""] | float = 0.0,
     larger: Bool[Array, ...] | bool = True,
+    *,
+    intercept: Float[Array, " k"] | None = None,
+    near: Float[Array, " p"] | None = None,
 ) -> Float[Array, "m p"]:
     """Features from which ridge regression with penalty ``lam_s`` returns the weights, exactly.
 
@@ -120,12 +129,19 @@ def exact_features(
     ``s / (s^2 + lam_s) = s'``; at lam_s = 0 this is ``(D^+)^T``. Singular values of D that are rounding
     stay zero.
 
+    With an intercept the same within what is orthogonal to the ones vector, and then one shift:
+    ``D = (B Lc^+)^T + (P1 - Lc Lc^+) Z`` with ``Lc = P1 L``, ``P1 = I - 1 1^T / m``, and ``Phis + 1 c^T``
+    with c of :func:`mean_features`.
+
     Args:
         weights: B, shape (p, k).
-        labels: L, shape (m, k), with a row space that covers that of B.
+        labels: L, shape (m, k), with a row space (of L, or of Lc) that covers that of B.
         free: Z, shape (m, p), or None for zero.
         lam_s: Penalty of the retraining, at most ``1 / (4 s'_max^2)``.
         larger: Which root, one for all or one per singular value (in decreasing order).
+        intercept: b, shape (k,), with ``mean(L) - b`` in the row space of B
+            (:func:`~jaxdistill.distill.intercept.check_label_mean`); None for a model without.
+        near: Feature vector that the mean of the features stays near, shape (p,); default zero.
 
     Returns:
         Phis, shape (m, p). NaN where lam_s is not admissible.
@@ -137,9 +153,38 @@ def exact_features(
         >>> bool(jnp.allclose(jnp.linalg.pinv(phis) @ jnp.eye(2), b, atol=1e-5))
         True
 
-    Source: CHW, Theorems 4.1 and 5.1; roots per singular value, Appendix.
+    Source: CHW, Theorems 4.1 and 5.1; roots per singular value, Appendix; the intercept, this package.
     """
-    return InverseFactors.of(inverse_features(weights, labels, free)).features(lam_s, larger)
+    if intercept is None:
+        return InverseFactors.of(inverse_features(weights, labels, free)).features(lam_s, larger)
+    inner = exact_features(
+        weights, contrasts(labels), None if free is None else contrasts(free), lam_s, larger
+    )
+    return from_contrasts(inner) + mean_features(weights, jnp.mean(labels, axis=0) - intercept, near)
+
+
+def mean_features(
+    weights: Float[Array, "p k"], offset: Float[Array, " k"], near: Float[Array, " p"] | None = None
+) -> Float[Array, " p"]:
+    """The mean feature vector c with which a set returns its intercept: ``c B = mean(Ys) - b``.
+
+    ``c = mu + (mean(Ys) - b - mu B) B^+``: of all solutions the one nearest to mu. Of labels whose mean is
+    that of the training targets, and mu the mean feature of the training data, it is mu itself. Singular
+    values of B below sqrt(eps) of the largest are left out: c would lean on them out of all proportion. (The
+    weights of one-hot targets have rounding where their rows should sum to zero.)
+
+    Args:
+        weights: B, shape (p, k).
+        offset: ``mean(Ys) - b``, shape (k,), in the row space of B.
+        near: mu, shape (p,), or None for zero: the solution of least norm.
+
+    Returns:
+        c, shape (p,).
+    """
+    inverse = pinv(weights, math.sqrt(jnp.finfo(weights.dtype).eps))
+    if near is None:
+        return matmul(offset, inverse)
+    return near + matmul(offset - matmul(near, weights), inverse)
 
 
 def retrain(
@@ -160,6 +205,39 @@ def retrain(
         Weights, shape (p, k).
     """
     return retrain_with_values(features, labels, lam_s)[0]
+
+
+def retrain_with_intercept(
+    features: Float[Array, "m p"], labels: Float[Array, "m k"], lam_s: Float[Array, ""] | float
+) -> tuple[Float[Array, "p k"], Float[Array, " k"]]:
+    """Ridge weights and unpenalised intercept of a small set.
+
+    The weights of the centred set, and ``b = mean(Ys) - mean(Phis) B``.
+
+    Args:
+        features: Phis, shape (m, p), m at least 2.
+        labels: Ys, shape (m, k).
+        lam_s: Penalty, on the weights alone.
+
+    Returns:
+        Weights, shape (p, k), and intercept, shape (k,).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[0.0], [1.0], [2.0]])
+        >>> weights, intercept = retrain_with_intercept(x, 2 * x + 5, 0.0)
+        >>> round(float(weights[0, 0]), 4), round(float(intercept[0]), 4)
+        (2.0, 5.0)
+    """
+    weights = retrain(contrasts(features), contrasts(labels), lam_s)
+    return weights, intercept_of(features, labels, weights)
+
+
+def intercept_of(
+    features: Float[Array, "m p"], labels: Float[Array, "m k"], weights: Float[Array, "p k"]
+) -> Float[Array, " k"]:
+    """The intercept that belongs to weights: ``mean(Y) - mean(Phi) B``."""
+    return jnp.mean(labels, axis=0) - matmul(jnp.mean(features, axis=0), weights)
 
 
 def retrain_with_values(

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdistill.distill.exact import inverse_features, ridge_filter
+from jaxdistill.numerics.contrasts import contrasts, from_contrasts
 from jaxdistill.numerics.linalg import matmul, pinv
+from jaxdistill.solve.spanning import orthonormal_basis, spanning_mix, spanning_residual
 
 
 def nearest_inverse(
@@ -22,7 +24,8 @@ def nearest_inverse(
 
     With ``E = (Phi^ Phi^^T + lam_s I)^-1 Phi^`` (at lam_s = 0 the transposed pseudo-inverse) in the role of
     Z in :func:`~jaxdistill.distill.exact.inverse_features`. Near in the inverse, which is not the same
-    as near in the picture: prefer :func:`nearest_spanning` where looks matter.
+    as near in the picture: prefer :func:`nearest_spanning` where looks matter. With an intercept, give
+    the contrasts of labels and features, and get those of D.
 
     Args:
         weights: B, shape (p, k).
@@ -45,6 +48,8 @@ def nearest_spanning(
     features: Float[Array, "m p"],
     rank: int,
     sharpness: Float[Array, ""] | float = 10.0,
+    *,
+    intercept: bool = False,
 ) -> Float[Array, "m p"]:
     """Features whose rows span the weights, by almost the smallest change of real ones.
 
@@ -55,27 +60,27 @@ def nearest_spanning(
     ``M = c U R / |Phi^^T U|``. As c grows the change tends to the root of the sum of the smallest
     squared singular values, while the conditioning of the labels worsens in proportion to c.
 
-    Where the real features have rank p, their rows span everything and nothing changes.
+    Where the real features have rank p, their rows span everything and nothing changes. With an intercept
+    all of this within what is orthogonal to the ones vector, and the mean of the features stays.
 
     Args:
         weights: B, shape (p, k).
         features: Phi^, features of the real examples, shape (m, p).
-        rank: Rank r of B, at most m.
+        rank: Rank r of B, at most m, and below m with an intercept.
         sharpness: c; about 10 is the knee.
+        intercept: Whether the model has an intercept.
 
     Returns:
         Phis, shape (m, p).
 
     Source: this package (MATH: nearest spanning set); Procrustes rotation, Schoenemann 1966.
     """
+    if intercept:
+        near = nearest_spanning(weights, contrasts(features), rank, sharpness)
+        return from_contrasts(near) + jnp.mean(features, axis=0)
     m, p = features.shape
     if m >= p:
         return features
-    basis = jnp.linalg.svd(weights, full_matrices=False)[0][:, :rank]
-    weakest = jnp.linalg.svd(features, full_matrices=False)[0][:, m - rank :]
-    image = matmul(features.T, weakest)
-    left, _, right = jnp.linalg.svd(matmul(image.T, basis), full_matrices=False)
-    direction = matmul(weakest, matmul(left, right))
-    mix = sharpness * direction / jnp.linalg.norm(image)
-    gap = basis - matmul(features.T, mix)
-    return features + matmul(gap, pinv(mix)).T
+    basis = orthonormal_basis(weights, rank)
+    mix = spanning_mix(features, basis, sharpness)
+    return features + matmul(spanning_residual(features, mix, basis), pinv(mix)).T

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float
 
 Block = Callable[[Array, Array], Array]
@@ -31,7 +30,9 @@ def largest_array(function: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> 
     return _largest(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _largest(jaxpr: Jaxpr) -> int:
+def _largest(jaxpr: Any) -> int:
+    from jax.extend.core import ClosedJaxpr, Jaxpr  # loads Pallas
+
     sizes = [0]
     for eqn in jaxpr.eqns:
         made: list[Any] = [out.aval for out in eqn.outvars]

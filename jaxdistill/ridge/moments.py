@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, final
 
@@ -13,48 +13,67 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.linalg import HIGHEST, matmul
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.source import AbstractSource, padded
+
+# Rows that are summed in the precision of the features, before float64 takes over.
+_ROWS = 128
 
 
 @final
 @register_pytree
 @dataclass(frozen=True)
 class Moments:
-    """Sums over examples: G = Phi^T Phi, C = Phi^T Y, T = Y^T Y and n.
+    """Sums over examples: G = Phi^T Phi, C = Phi^T Y, T = Y^T Y, n, and what an intercept needs.
 
     They add over chunks, devices and hosts, and are all that ridge regression, reduced rank, data-weighted
     labels and full-data KIP need to know of the data.
+
+    All sums are about a point (s, t): of ``phi(x) - s`` and ``y - t``. It is zero unless asked for. Centred
+    sums that come from sums about zero lose a factor of (mean / spread)^2 in precision; about a point within
+    the data, next to none. Moments about different points merge exactly.
 
     Args:
         gram: G, shape (p, p).
         cross: C, shape (p, k).
         target_gram: T, shape (k, k).
         count: n, a scalar.
+        feature_sum: Sum of the features, shape (p,).
+        target_sum: Sum of the targets, shape (k,).
+        feature_shift: s, shape (p,).
+        target_shift: t, shape (k,).
 
     Example:
         >>> import jax.numpy as jnp
-        >>> phi, y = jnp.ones((4, 2)), jnp.ones((4, 1))
+        >>> phi, y = jnp.arange(8.0).reshape(4, 2), jnp.ones((4, 1))
         >>> moments = Moments.zeros(2, 1).update(phi, y)
         >>> float(moments.merge(moments).count)
         8.0
+        >>> moments.feature_mean.tolist(), moments.centred().gram.tolist()
+        ([3.0, 4.0], [[20.0, 20.0], [20.0, 20.0]])
     """
 
     gram: Float[Array, "p p"] | Any
     cross: Float[Array, "p k"] | Any
     target_gram: Float[Array, "k k"] | Any
     count: Float[Array, ""] | Any
+    feature_sum: Float[Array, " p"] | Any
+    target_sum: Float[Array, " k"] | Any
+    feature_shift: Float[Array, " p"] | Any
+    target_shift: Float[Array, " k"] | Any
 
     @classmethod
     def zeros(cls, num_features: int, num_targets: int, dtype: Any = None) -> Self:
-        """Moments of no examples, in ``dtype`` (default: JAX's default float)."""
-        return cls(
-            jnp.zeros((num_features, num_features), dtype),
-            jnp.zeros((num_features, num_targets), dtype),
-            jnp.zeros((num_targets, num_targets), dtype),
-            jnp.zeros((), dtype),
-        )
+        """Moments of no examples about zero, in ``dtype`` (default: JAX's default float)."""
+        return cls(*(jnp.zeros(shape, dtype) for shape in _shapes(num_features, num_targets)))
+
+    @classmethod
+    def without_sums(cls, gram: Any, cross: Any, target_gram: Any, count: Any) -> Self:
+        """Moments about zero whose sums nobody measured, and are NaN: whoever asks for a mean sees it."""
+        p, k = cross.shape
+        unknown = np.full(p, np.nan), np.full(k, np.nan)
+        return cls(gram, cross, target_gram, count, *unknown, np.zeros(p), np.zeros(k))
 
     @classmethod
     def from_features(
@@ -63,6 +82,8 @@ class Moments:
         targets: Float[Array, "n k"],
         weight: Float[Array, " n"] | None = None,
         dtype: Any = None,
+        *,
+        about: tuple[Float[Array, " p"], Float[Array, " k"]] | None = None,
     ) -> Self:
         """Moments of one block: products in the precision of the features, sums in ``dtype``; pure.
 
@@ -71,28 +92,114 @@ class Moments:
             targets: Y, shape (n, k).
             weight: Weight of each example, shape (n,); zero leaves a padding row out.
             dtype: Type of the sums; default that of the features.
+            about: The point (s, t), rounded to the precision of the features and of the sums; default zero.
         """
         dtype = features.dtype if dtype is None else dtype
         y = targets.astype(dtype)
+        if about is None:
+            s, t = jnp.zeros(features.shape[1], features.dtype), jnp.zeros(y.shape[1], dtype)
+        else:
+            s, t = about[0].astype(features.dtype), about[1].astype(dtype)
+            features, y = features - s, y - t
+        ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
+        sums = _column_sums(features, ones, dtype), matmul(ones, y)
         if weight is not None:
             root = jnp.sqrt(weight)[:, None]
             features = features * root.astype(features.dtype)
             y = y * root.astype(dtype)
-        count = jnp.asarray(features.shape[0], dtype) if weight is None else jnp.sum(weight)
         return cls(
             matmul(features.T, features).astype(dtype),
             matmul(features.T, y.astype(features.dtype)).astype(dtype),
             matmul(y.T, y),
-            count.astype(dtype),
+            jnp.sum(ones),
+            *sums,
+            s.astype(dtype),
+            t,
         )
 
     def update(self, features: Float[Array, "n p"], targets: Float[Array, "n k"]) -> Moments:
         """Add a block of examples."""
-        return self.merge(Moments.from_features(features, targets, dtype=self.gram.dtype))
+        about = self.feature_shift, self.target_shift
+        return self.merge(Moments.from_features(features, targets, dtype=self.gram.dtype, about=about))
 
     def merge(self, other: Moments) -> Moments:
-        """Add the moments of other examples."""
-        return jax.tree.map(lambda a, b: a + b, self, other)
+        """Add the moments of other examples, about the point of the part that has more."""
+        larger = (self.count >= other.count).astype(self.gram.dtype)
+        point = [
+            larger * own + (1 - larger) * others
+            for own, others in (
+                (self.feature_shift, other.feature_shift),
+                (self.target_shift, other.target_shift),
+            )
+        ]
+        return self.about(*point).plus(other.about(*point))
+
+    def plus(self, other: Moments) -> Moments:
+        """Add the moments of other examples about the same point."""
+        total = jax.tree.map(lambda a, b: a + b, self, other)
+        return replace(total, feature_shift=self.feature_shift, target_shift=self.target_shift)
+
+    def about(
+        self, feature_shift: Float[Array, " p"] | Any, target_shift: Float[Array, " k"] | Any
+    ) -> Moments:
+        """The same moments about another point; operators alone, so that NumPy's float64 stays."""
+        n, step, target_step = (
+            self.count,
+            self.feature_shift - feature_shift,
+            self.target_shift - target_shift,
+        )
+        # Half of the step on either side: from the mean, these are the mean of the sums before and after.
+        features = self.feature_sum + 0.5 * n * step
+        targets = self.target_sum + 0.5 * n * target_step
+
+        def outer(a: Array, b: Array) -> Array:
+            return a[:, None] * b
+
+        return Moments(
+            self.gram + (outer(features, step) + outer(step, features)),
+            self.cross + (outer(features, target_step) + outer(step, targets)),
+            self.target_gram + (outer(targets, target_step) + outer(target_step, targets)),
+            n,
+            self.feature_sum + n * step,
+            self.target_sum + n * target_step,
+            feature_shift,
+            target_shift,
+        )
+
+    @property
+    def feature_mean(self) -> Float[Array, " p"] | Any:
+        """Mean of the features, shape (p,)."""
+        return self.feature_shift + self.feature_sum / self.count
+
+    @property
+    def target_mean(self) -> Float[Array, " k"] | Any:
+        """Mean of the targets, shape (k,)."""
+        return self.target_shift + self.target_sum / self.count
+
+    def centred(self) -> Moments:
+        """Moments about the means, ``G - n mu mu^T`` and so on: those of a model with an intercept.
+
+        With the point q spreads away from the mean they lose q^2 eps; q^2 is less than the number of examples
+        over that of those whose mean the point is.
+        """
+        return self.about(self.feature_mean, self.target_mean)
+
+
+def _column_sums(rows: Float[Array, "n p"], weight: Float[Array, " n"], dtype: Any) -> Float[Array, " p"]:
+    """Weighted sum of rows: of a few in their precision, of those in ``dtype``; cheap beside a product."""
+    n, p = rows.shape
+    blocks = -(-n // _ROWS)
+    more = blocks * _ROWS - n
+    rows = jnp.pad(rows, ((0, more), (0, 0))).reshape(blocks, _ROWS, p)
+    weight = jnp.pad(weight.astype(rows.dtype), (0, more)).reshape(blocks, _ROWS)
+    partial_sums = jnp.einsum("br,brp->bp", weight, rows, precision=HIGHEST)
+    return jnp.sum(partial_sums.astype(dtype), axis=0)
+
+
+def _shapes(num_features: int, num_targets: int) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the fields of moments, in their order."""
+    p, k = (num_features,), (num_targets,)
+    return (*((p + p), (p + k), (k + k), ()), p, k, p, k)
 
 
 def _shardings() -> tuple[NamedSharding, NamedSharding]:
@@ -103,7 +210,20 @@ def _shardings() -> tuple[NamedSharding, NamedSharding]:
 
 @partial(jax.jit, donate_argnums=0)
 def _add_chunk(moments: Moments, features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> Moments:
-    return moments.merge(Moments.from_features(features(x), y, mask, moments.gram.dtype))
+    point = moments.feature_shift, moments.target_shift
+    return moments.plus(Moments.from_features(features(x), y, mask, moments.gram.dtype, about=point))
+
+
+@jax.jit
+def _middle(features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
+    """Means of features and targets of a chunk, each in its own precision."""
+
+    def mean(rows: Array) -> Array:
+        # From the first row, which is no padding: a column that is constant is met to the last bit.
+        weight = mask.astype(rows.dtype)[:, None]
+        return rows[0] + jnp.sum(weight * (rows - rows[0]), axis=0) / jnp.sum(weight)
+
+    return mean(features(x)), mean(y)
 
 
 def accumulate_moments(
@@ -111,6 +231,7 @@ def accumulate_moments(
     source: AbstractSource,
     *,
     dtype: Any = np.float32,
+    shifted: bool = False,
     progress: bool = False,
 ) -> Moments:
     """Moments of a data set, streamed in chunks over all local devices; sums in float64.
@@ -119,6 +240,7 @@ def accumulate_moments(
         features: Feature map phi.
         source: Inputs and targets.
         dtype: Precision of the features and of the product Phi^T Phi.
+        shifted: Whether to sum about the means of the first chunk, as an intercept needs it.
         progress: Whether to show a bar.
 
     Returns:
@@ -128,13 +250,17 @@ def accumulate_moments(
     size, bar = source.chunk_size, "moments" if progress else None
     with jax.enable_x64(True):
         features = jax.device_put(features, everywhere)
-        zeros = Moments.zeros(features.num_features, source.num_targets, jnp.float64)
-        moments = jax.device_put(zeros, everywhere)
+        # From the host: JAX would compile a program for each array of zeros.
+        zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, source.num_targets)))
+        moments = None if shifted else jax.device_put(zeros, everywhere)
         for (x, y), mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
             block = (x.astype(dtype, copy=False), y, mask)
             if jax.local_device_count() > 1:  # one device takes the rows without a copy
                 block = jax.device_put(block, by_row)
+            if moments is None:
+                s, t = (np.asarray(a, np.float64) for a in _middle(features, *block))
+                moments = jax.device_put(replace(zeros, feature_shift=s, target_shift=t), everywhere)
             # Rows are read while the device works, but only one chunk ahead of it.
             jax.block_until_ready(moments)
             moments = _add_chunk(moments, features, *block)
-        return jax.tree.map(np.asarray, moments)
+        return jax.tree.map(np.asarray, zeros if moments is None else moments)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdistill.data.preprocess import ZCA, AbstractPreprocess
+from jaxdistill.data.preprocess import AbstractPreprocess
+from jaxdistill.data.zca import ZCA
 from jaxdistill.errors import InputError
 
 

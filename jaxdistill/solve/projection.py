@@ -6,7 +6,7 @@ is lost then, relative to the predictions of the full model, is minimised over t
     loss(Xs) = 1 - tr(T^T T) / tr(B^T G B),      T = chol(Phis G Phis^T)^-1 Phis G B
 
 This is the full-data objective of KIP with solved labels, without the data: a step costs O(m p^2 + m^2 p),
-whatever n is.
+whatever n is. With an intercept it holds for centred moments and for the contrasts of features.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from jaxdistill.errors import DivergenceError, InputError
 from jaxdistill.features.base import check_num_features
+from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import check_finite, in_float64, matmul, rank_tolerance, reciprocal
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.solve.box import checked_box
@@ -122,6 +123,7 @@ def project(
     gram: Any,
     start: Any,
     *,
+    intercept: bool = False,
     box: tuple[Any, Any] | None = None,
     steps: int = 500,
     learning_rate: float = 0.1,
@@ -133,8 +135,10 @@ def project(
     Args:
         phi: Feature map, (..., d) to (..., p), differentiable.
         weights: B, shape (p, k).
-        gram: G = Phi^T Phi of the training data, shape (p, p).
+        gram: G = Phi^T Phi of the training data, shape (p, p); with an intercept, of its centred features.
         start: Inputs to start from, shape (m, d).
+        intercept: Whether the model has an unpenalised intercept; what is lost is then relative to the
+            predictions about their mean.
         box: Ends (low, high) between which inputs must stay, numbers or arrays (d,).
         steps: Steps.
         learning_rate: Of the first step; it falls to zero along a cosine.
@@ -177,6 +181,10 @@ def project(
     check_num_features(phi, x.shape[1], len(weights), "the weights")
     low, high = checked_box(box, x.shape[1])
     m, p = len(x), len(weights)
+    if intercept:
+        if m < 2:
+            raise InputError("one example cannot hold weights and an intercept; start from at least 2")
+        phi = jax.tree_util.Partial(_contrasts_of, phi)
     require_memory(
         24 * p * p + 40 * m * (p + x.shape[1]),
         f"projecting {m} examples with {p} features",
@@ -211,6 +219,11 @@ def project(
         seconds=perf_counter() - began,
     )
     return Projection(best if better else x, report)
+
+
+def _contrasts_of(phi: Callable[[Array], Array], x: Float[Array, "m d"]) -> Float[Array, "m-1 p"]:
+    """Features as a model with an intercept sees them."""
+    return contrasts(phi(x))
 
 
 class _Carry(NamedTuple):

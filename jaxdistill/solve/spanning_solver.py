@@ -80,6 +80,7 @@ def solve_spanning(
     start: Any,
     *,
     rank: int | None = None,
+    intercept: bool = False,
     box: tuple[Any, Any] | None = None,
     pull: int = 0,
     sharpness: float | None = 10.0,
@@ -100,6 +101,7 @@ def solve_spanning(
         weights: B, shape (p, k).
         start: Inputs to start from, shape (m, d), or several starts, shape (s, m, d).
         rank: Rank r of B; default its numerical rank.
+        intercept: Whether the model has an unpenalised intercept: the columns of M then sum to zero.
         box: Ends (low, high) between which inputs must stay, numbers or arrays (d,).
         pull: Rounds in which an exact set is drawn back towards its start and made exact again; the
             nearest is kept.
@@ -147,8 +149,12 @@ def solve_spanning(
     rank = int(np.linalg.matrix_rank(weights)) if rank is None else rank
     number, m, d = starts.shape
     p = len(weights)
-    if m < rank:
-        raise InputError(f"{m} examples cannot span weights of rank {rank}; start from at least {rank}")
+    least = rank + intercept
+    if m < least:
+        what = " and an intercept" if intercept else ""
+        raise InputError(
+            f"{m} examples cannot span weights of rank {rank}{what}; start from at least {least}"
+        )
     method = choose_method(p, d, m, rank, number) if method is None else method
     require_memory(
         peak_bytes(method, p, d, m, rank, number),
@@ -165,7 +171,17 @@ def solve_spanning(
     with tqdm(total=steps, desc="spanning", disable=not progress, leave=False) as bar:
         run.bar = bar
         problem, states = in_float64(
-            _prepare, phi, weights, starts, low, high, mobility, sharpness or 0.0, rank, sharpness is None
+            _prepare,
+            phi,
+            weights,
+            starts,
+            low,
+            high,
+            mobility,
+            sharpness or 0.0,
+            rank,
+            sharpness is None,
+            intercept,
         )
         states, outcome = run.until_reached(problem, states)
         if outcome is SpanningOutcome.REACHED and pull:
@@ -178,7 +194,7 @@ def solve_spanning(
         residual=float(residuals[chosen]),
         tolerance=run.tolerance,
         size=m,
-        count=spanning_count(p, d, weights.shape[1], rank),
+        count=spanning_count(p, d, weights.shape[1], rank, intercept=intercept),
         method=method,
         steps=run.taken,
         iterations=int(states.iterations[chosen]),
@@ -260,7 +276,7 @@ def _checked(weights: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:
     return weights, starts if starts.ndim == 3 else starts[None]
 
 
-@partial(jax.jit, static_argnums=(7, 8))
+@partial(jax.jit, static_argnums=(7, 8, 9))
 def _prepare(
     phi: FeatureFunction,
     weights: Float[Array, "p k"],
@@ -271,14 +287,18 @@ def _prepare(
     sharpness: Float[Array, ""],
     rank: int,
     fitted: bool,
+    intercept: bool,
 ) -> tuple[SpanningProblem, SpanningState]:
     """The problem, and the state of every start."""
-    basis = orthonormal_basis(weights, rank)
-    x = jnp.clip(starts, low, high)
+    problem = SpanningProblem(orthonormal_basis(weights, rank), starts, low, high, mobility, intercept)
+    basis = problem.basis
 
     def begin(x: Array) -> SpanningState:
-        features = phi(x)
-        mix = least_squares_mix(features, basis) if fitted else spanning_mix(features, basis, sharpness)
+        features = problem.centred(phi(x))
+        if fitted:
+            mix = least_squares_mix(features, basis, intercept=intercept)
+        else:
+            mix = spanning_mix(features, basis, sharpness, intercept=intercept)
         return SpanningState(
             x=x,
             mix=mix,
@@ -288,7 +308,7 @@ def _prepare(
             iterations=jnp.zeros((), jnp.int64),
         )
 
-    return SpanningProblem(basis, starts, low, high, mobility), jax.vmap(begin)(x)
+    return problem, jax.vmap(begin)(jnp.clip(starts, low, high))
 
 
 def _nearer(states: SpanningState, kept: SpanningState) -> SpanningState:

@@ -11,10 +11,14 @@ In the basis T of the outputs in which M^T M = I all columns of Lambda have the 
     H + s Phis^T Phis + mu I,      H the mean of the J_i J_i^T,
 
 so that one Cholesky factor preconditions them all. Small systems are factorised outright.
+
+With an intercept M has columns of sum zero, and so has dM: it is enough to read Phis as the centred features
+wherever it stands here, preconditioner included. J_i is what it was, since M^T sees no mean.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Callable
 from functools import partial
@@ -61,7 +65,7 @@ def spanning_steps(
     """One step of every start, compiled once a shape; arguments of :func:`spanning_step`, a ceiling each."""
 
     def one(state: SpanningState, start: Array, ceiling: Array) -> SpanningState:
-        own = SpanningProblem(problem.basis, start, problem.low, problem.high, problem.mobility)
+        own = dataclasses.replace(problem, start=start)
         return spanning_step(phi, own, state, pull, ceiling, tolerance, method, most_iterations)
 
     return jax.vmap(one)(states, problem.start, ceilings)
@@ -97,7 +101,7 @@ def spanning_step(
         The next state.
     """
     wide = state.x.dtype
-    features = phi(state.x)
+    features = problem.centred(phi(state.x))
     x, narrow = state.x.astype(jnp.float32), features.astype(jnp.float32)
     free = jnp.where(state.held, 0.0, 1.0).astype(jnp.float32)
     back = pull * (problem.start - state.x)
@@ -150,8 +154,9 @@ def spanning_step(
     proposed = state.x + jnp.where(state.held, 0.0, direction)
     new_x = jnp.clip(proposed, problem.low, problem.high)
     mix_change = (moved * matmul(narrow, multiplier)).astype(wide) * size
-    new_mix = state.mix + matmul(mix_change, unturn)
-    residual = relative_residual(phi(new_x), new_mix, problem.basis)
+    # The change has mean zero to float32's rounding only.
+    new_mix = problem.centred(state.mix + matmul(mix_change, unturn))
+    residual = relative_residual(problem.centred(phi(new_x)), new_mix, problem.basis)
     taken = residual < ceiling
     held = ((new_x <= problem.low) & (direction < 0)) | ((new_x >= problem.high) & (direction > 0))
     change = jnp.where(residual < state.residual, _EASE, _CLIMB)

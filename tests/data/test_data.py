@@ -2,13 +2,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdistill.data.datasets import CLASS_NAMES, Dataset, load_dataset, one_hot
+from jaxdistill.data.datasets import CLASS_NAMES, Dataset, _stratified_split, load_dataset, one_hot
 from jaxdistill.errors import DatasetError, InputError
 
 
@@ -34,6 +35,38 @@ def saved(folder: Path, name="some", **changes) -> str:
 
 
 # Digits
+
+
+def test_digits_are_those_of_scikit_learn_read_without_importing_it():
+    code = (
+        "import sys; from jaxdistill.data.datasets import load_dataset\n"
+        "data = load_dataset('digits')\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] in ('sklearn', 'scipy.sparse')]\n"
+        "print(data.x_train.shape)"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert run.stdout == "(1438, 8, 8, 1)\n", run.stderr
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    expected = _stratified_split((pixels / 16.0).astype(np.float32).reshape(-1, 8, 8, 1), labels)
+    data = load_dataset("digits")
+    for found, wanted in zip((data.x_train, data.y_train, data.x_test, data.y_test), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "cannot be read"), (b"1,2,3", "cannot be read"), ("gone", "install")]
+)
+def test_digits_that_cannot_be_read(monkeypatch, tmp_path, content, words):
+    data = tmp_path / "datasets" / "data"
+    data.mkdir(parents=True)
+    if isinstance(content, bytes):
+        (data / "digits.csv.gz").write_bytes(content)
+    spec = None if content == "gone" else SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(DatasetError, match=words):
+        load_dataset("digits")
 
 
 def test_digits_split_is_fixed_stratified_and_complete():
@@ -83,7 +116,20 @@ def test_npz_table_keeps_its_units(tmp_path, dtype):
     table = (np.arange(48).reshape(12, 4) * 7 % 256).astype(dtype)
     data = load_dataset(saved(tmp_path, x_train=table, x_test=table[:6]))
     np.testing.assert_array_equal(data.x_train, table.astype(np.float32))
-    assert data.example_shape == (4,)
+    assert data.example_shape == (4,) and data.x_train.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [("f4", "f4", "f4"), ("f2", "f4", "f4"), ("f4", "f8", "f8"), (">i8", "i4", "f8"), (">f8", ">f4", "f8")],
+)
+def test_npz_table_keeps_its_precision_in_both_parts(tmp_path, train, test, expected):
+    table = np.arange(48).reshape(12, 4)
+    data = load_dataset(saved(tmp_path, x_train=table.astype(train), x_test=table[:6].astype(test)))
+    assert data.x_train.dtype == data.x_test.dtype == np.dtype(expected)
+    assert data.x_train.dtype.isnative
+    np.testing.assert_array_equal(data.x_train, table)
+    np.testing.assert_array_equal(data.x_test, table[:6])
 
 
 def test_npz_regression(tmp_path):
@@ -129,12 +175,14 @@ def changed(key, index, value, dtype=None):
         ({"x_train": np.uint8(3)}, "shape"),
         ({"x_train": np.zeros(12)}, r"images \(n,H,W,C\)"),
         ({"x_train": np.zeros((12, 4, 5, 3), np.int32)}, "type int32.*uint8"),
+        ({"x_train": np.zeros((12, 3, 5, 6), np.uint8)}, r"channels come last.*\(12, 5, 6, 3\)"),
+        ({"x_train": np.zeros((12, 1, 28, 28))}, r"channels come last.*\(12, 28, 28, 1\)"),
         ({"x_train": np.full((12, 4), "a")}, "numeric table"),
         (changed("x_train", (3, 0, 1, 2), np.nan, np.float32), r"x_train\[3, 0, 1, 2\] is nan"),
         (changed("x_test", (5, 1, 0, 0), -np.inf, np.float64), r"x_test\[5, 1, 0, 0\] is -inf"),
         (changed("x_train", (0, 0, 0, 0), 255.0, np.float32), r"range from 0 to 255.*rescale"),
         (changed("x_train", (0, 0, 0, 0), -1.0, np.float32), r"range from -1"),
-        ({"x_train": np.full((12, 4), 1e300), "x_test": np.zeros((6, 4))}, r"\[0, 0\] is inf"),
+        ({"x_train": np.full((12, 4), np.inf), "x_test": np.zeros((6, 4))}, r"\[0, 0\] is inf"),
         ({"y_train": np.array([np.inf] * 12), "y_test": np.zeros(6)}, r"y_train\[0, 0\] is inf"),
         ({"y_test": np.zeros(6)}, "both must be classes"),
         ({"y_train": np.zeros((12, 2)), "y_test": np.zeros((6, 3))}, "same width"),

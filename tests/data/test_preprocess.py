@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdistill.data import preprocess
+from jaxdistill.data import preprocess, zca
 from jaxdistill.data.preprocess import (
-    ZCA,
     AbstractPreprocess,
     Identity,
     Standardize,
-    fit_preprocess,
-    from_parts,
 )
+from jaxdistill.data.transforms import fit_preprocess, rebuild_preprocess
+from jaxdistill.data.zca import ZCA
 from jaxdistill.errors import InputError, RankError
 
 KINDS = ["none", "standardize", "zca"]
@@ -75,11 +74,38 @@ def test_standardize_gives_mean_zero_and_std_one(shape, n, seed):
 def test_standardize_in_blocks(monkeypatch):
     x = examples(50, (3, 4, 2), np.float32)
     whole = Standardize.fit(x)
-    monkeypatch.setattr(preprocess, "BLOCK_ELEMENTS", 7 * 24)
+    monkeypatch.setattr(preprocess, "_CACHED_ELEMENTS", 7 * 24)
     parts = Standardize.fit(x)
     np.testing.assert_allclose(parts.std, whole.std, rtol=1e-14)
     np.testing.assert_allclose(whole.std, x.astype(np.float64).std((0, 1, 2)), rtol=1e-14)
     np.testing.assert_allclose(whole.mean, x.astype(np.float64).mean((0, 1, 2)), rtol=1e-13)
+
+
+@given(
+    offset=st.sampled_from([0.0, 1.0, 1e4, 1.7e9]),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    order=st.sampled_from(["drawn", "sorted"]),
+    shape=st.sampled_from([(3,), (4, 5, 3), (6, 6, 1)]),
+)
+def test_one_pass_finds_the_moments_of_two_far_from_zero_and_in_any_order(offset, scale, order, shape):
+    x = offset + scale * np.random.default_rng(0).standard_normal((400, *shape))
+    if order == "sorted":  # the first block says little of the rest
+        x = np.sort(x, axis=0)
+    over = tuple(range(x.ndim - 1))
+    count, mean, squares = preprocess.moments_by_channel(x)
+    wide = x.astype(np.longdouble)
+    exact = wide.mean(over)
+    eps = np.finfo(np.float64).eps
+    assert count == x.size // shape[-1]
+    np.testing.assert_allclose(mean, exact.astype(float), rtol=8 * eps, atol=64 * eps * scale)
+    # Values are given to eps |x|: their distances from the mean, and the squares, to that over the spread.
+    slack = 64 * eps * (1 + offset / scale)
+    np.testing.assert_allclose(squares, ((wide - exact) ** 2).sum(over).astype(float), rtol=slack)
+
+
+def test_values_whose_squares_overflow_are_named():
+    with pytest.raises(InputError, match="overflow"):
+        Standardize.fit(np.array([[1e200], [-1e200]]))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -137,7 +163,8 @@ def test_zca_in_blocks_and_on_jax(monkeypatch, dtype):
     tolerance = 200 * np.finfo(dtype).eps
     with jax.enable_x64(True):
         np.testing.assert_allclose(whole.forward(jnp.asarray(x)), rows, atol=tolerance)
-    monkeypatch.setattr(preprocess, "BLOCK_ELEMENTS", 7 * 12)
+    monkeypatch.setattr(preprocess, "_CACHED_ELEMENTS", 5 * 12)
+    monkeypatch.setattr(zca, "PRODUCT_ELEMENTS", 7 * 12)
     parts = ZCA.fit(x)
     np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-12)
     np.testing.assert_allclose(whole.forward(x), rows, atol=tolerance)
@@ -208,7 +235,7 @@ def test_rebuilding_from_parts_changes_nothing(kind, shape):
     assert parts == pre.settings()
     arrays = pre.arrays()
     assert all(array.dtype == np.float64 for array in arrays.values())
-    again = from_parts(pre.kind, parts, arrays)
+    again = rebuild_preprocess(pre.kind, parts, arrays)
     assert type(again) is type(pre) and again.settings() == pre.settings()
     np.testing.assert_array_equal(again.forward(x), pre.forward(x))
     np.testing.assert_array_equal(again.inverse(pre.forward(x)), pre.inverse(pre.forward(x)))
@@ -240,8 +267,12 @@ def test_shapes_and_types_are_checked(kind, convert):
         pre.forward(convert(np.zeros(2, np.float32)))
     with pytest.raises(InputError, match="x has type uint8"):
         pre.forward(convert(np.zeros((9, 3, 2, 2), np.uint8)))
-    with pytest.raises(InputError, match="inputs has type float16"):
-        pre.inverse(convert(np.zeros((9, 12), np.float16)))
+    with pytest.raises(InputError, match="inputs has type int32"):
+        pre.inverse(convert(np.zeros((9, 12), np.int32)))
+    # Half precision is read as the float32 numbers that it holds.
+    half = convert(np.linspace(-1, 1, 108).reshape(9, 12).astype(np.float16))
+    assert pre.inverse(half).dtype == np.float32
+    np.testing.assert_array_equal(pre.inverse(half), pre.inverse(half.astype(np.float32)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,6 +282,8 @@ def test_shapes_and_types_are_checked(kind, convert):
         (np.zeros((3, 4), np.uint8), "type uint8"),
         (np.zeros((3, 4, 4)), r"images \(n,H,W,C\) or a table"),
         (np.zeros((0, 4)), "to fit on"),
+        (np.zeros((5, 3, 32, 32)), r"channels come last.*\(5, 32, 32, 3\)"),
+        (np.zeros((5, 1, 8, 8), np.float32), r"channels come last.*\(5, 8, 8, 1\)"),
         (np.array([[0.0, 1.0], [np.nan, 1.0]]), r"x holds 1 .*index \(1, 0\)"),
         (np.array([[0.0, -np.inf]]), r"index \(0, 1\)"),
     ],
@@ -264,20 +297,20 @@ def test_training_data_are_checked(kind, x, message):
     ("call", "message"),
     [
         (lambda: fit_preprocess("standardise", np.eye(2)), "did you mean 'standardize'"),
-        (lambda: fit_preprocess("pca-42", np.eye(2)), "give one of none, standardize, zca"),
+        (lambda: fit_preprocess("pca-42", np.eye(2)), "choose one of none, standardize, zca"),
         (lambda: fit_preprocess("none", np.eye(2), reg=0.1), "takes no reg"),
         (lambda: Standardize.from_constants([0.5], [0.2], (4, 4, 3)), r"mean of shape \(3,\)"),
         (lambda: Standardize.from_constants([0.5], [-0.2], (1,)), r"std\[0\] is negative"),
         (lambda: Standardize.from_constants([np.nan], [0.2], (1,)), "not finite"),
         (lambda: Standardize.from_constants([0.5], [0.2], (4, 1)), "shape is"),
-        (lambda: from_parts("zac", {}, {}), "did you mean 'zca'"),
-        (lambda: from_parts("none", {}, {}), "damaged.*shape"),
-        (lambda: from_parts("none", {"shape": 3}, {}), "damaged"),
-        (lambda: from_parts("none", {"shape": [0]}, {}), "positive"),
-        (lambda: from_parts("standardize", {"shape": [2]}, {"mean": np.zeros(2)}), "damaged.*std"),
-        (lambda: from_parts("standardize", {"shape": [1]}, {"mean": ["a"]}), "damaged"),
+        (lambda: rebuild_preprocess("zac", {}, {}), "did you mean 'zca'"),
+        (lambda: rebuild_preprocess("none", {}, {}), "damaged.*shape"),
+        (lambda: rebuild_preprocess("none", {"shape": 3}, {}), "damaged"),
+        (lambda: rebuild_preprocess("none", {"shape": [0]}, {}), "positive"),
+        (lambda: rebuild_preprocess("standardize", {"shape": [2]}, {"mean": np.zeros(2)}), "damaged.*std"),
+        (lambda: rebuild_preprocess("standardize", {"shape": [1]}, {"mean": ["a"]}), "damaged"),
         (
-            lambda: from_parts(
+            lambda: rebuild_preprocess(
                 "zca",
                 {"shape": [1], "reg": 0.1},
                 {"mean": np.zeros(1), "scale": np.zeros(1), "eigenvectors": np.ones((1, 1))},

@@ -19,7 +19,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxdistill.data import load_dataset
+from jaxdistill.data.datasets import load_dataset
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
     """A few random images in three classes."""
@@ -140,7 +140,7 @@ def assert_same_examples(x, y, count):
 
 def test_array_record_is_read_without_tensorflow(prepared):
     code = (
-        "import sys; from jaxdistill.data import load_dataset; data = load_dataset('tiny');"
+        "import sys; from jaxdistill.data.datasets import load_dataset; data = load_dataset('tiny');"
         "assert 'tensorflow' not in sys.modules; print(len(data.x_train), data.class_names)"
     )
     environment = os.environ | {"JAXDISTILL_DATA_DIR": str(prepared / "array_record")}

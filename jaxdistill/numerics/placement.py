@@ -1,0 +1,124 @@
+"""Where float64 lives: on the accelerator where it has float64, on the host's CPU where not. Decided here.
+
+Features, products, kernel tiles and training run on the devices in the precision of the data.
+Factorisations, pseudo-inverses, residuals and certificates need float64. CPUs and the GPUs of CUDA and ROCm
+have it; the compiler for TPUs refuses it in factorisations, and consumer GPUs have 1/64 of its rate.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxdistill.errors import InputError
+from jaxdistill.numerics.names import check_choice
+
+VARIABLE = "JAXDISTILL_FLOAT64"
+SETTINGS = ("auto", "device", "host")
+# Platforms whose compilers take float64 in factorisations.
+_NATIVE = ("cpu", "gpu", "cuda", "rocm")
+
+_chosen: str | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where what runs.
+
+    Args:
+        devices: Local devices for features, products, tiles and training.
+        algebra: Device for everything in float64.
+        native: Whether the devices may hold float64 themselves.
+
+    Example:
+        >>> where = placement()
+        >>> where.native == (where.algebra in where.devices)
+        True
+    """
+
+    devices: tuple[Any, ...]
+    algebra: Any
+    native: bool
+
+    @property
+    def title(self) -> str:
+        """How it is said to a person."""
+        if self.native:
+            return f"on the device ({self.algebra.platform})"
+        return f"on the host ({self.algebra}), the devices ({self.devices[0].platform}) hold float32 alone"
+
+
+def placement() -> Placement:
+    """Where what runs, as the user or else the platform has it.
+
+    The setting is what :func:`set_float64` chose, or the environment variable ``JAXDISTILL_FLOAT64``, or
+    "auto": the device where it has float64, the host's CPU where not. With several devices of the CPU and
+    the setting "host", the last of them is the host and the others stand for accelerators.
+
+    Raises:
+        InputError: an unknown setting, or one that this machine cannot follow.
+    """
+    setting = _chosen or os.environ.get(VARIABLE) or "auto"
+    check_choice(VARIABLE, setting, SETTINGS)
+    local = tuple(jax.local_devices())
+    native = local[0].platform in _NATIVE
+    if setting == "device" and not native:
+        raise InputError(
+            f"float64 has no place on {local[0].platform}, whose compiler refuses it; choose 'host' or 'auto'"
+        )
+    if setting == "device" or (setting == "auto" and native):
+        return Placement(local, local[0], True)
+    host = _host(local)
+    return Placement(tuple(d for d in local if d != host) or local, host, local == (host,))
+
+
+def _host(local: tuple[Any, ...]) -> Any:
+    if local[0].platform == "cpu":
+        return local[-1]
+    try:
+        return jax.local_devices(backend="cpu")[-1]
+    except RuntimeError:
+        raise InputError(
+            f"float64 is to be on the host, and JAX sees only {local[0].platform}; "
+            f"add the CPU: JAX_PLATFORMS={local[0].platform},cpu"
+        ) from None
+
+
+def set_float64(setting: str) -> None:
+    """Choose where float64 lives for this process.
+
+    Args:
+        setting: "device", "host", or "auto" for what the platform can do.
+
+    Raises:
+        InputError: an unknown setting, or one that this machine cannot follow.
+
+    Example:
+        >>> set_float64("hots")
+        Traceback (most recent call last):
+        jaxdistill.errors.InputError: unknown JAXDISTILL_FLOAT64 'hots'; did you mean 'host'?
+    """
+    global _chosen
+    before, _chosen = _chosen, setting
+    try:
+        placement()
+    except InputError:
+        _chosen = before
+        raise
+
+
+@contextmanager
+def float64_on(setting: str) -> Iterator[Placement]:
+    """Choose where float64 lives while the context lasts; arguments as for :func:`set_float64`."""
+    global _chosen
+    before = _chosen
+    set_float64(setting)
+    try:
+        yield placement()
+    finally:
+        _chosen = before
