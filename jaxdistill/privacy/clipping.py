@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Self, final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -14,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features import KINDS
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.privacy.budget import Neighbours
 from jaxdistill.ridge.targets import TargetKind
 
@@ -40,7 +40,7 @@ def joint_sensitivity(neighbours: Neighbours) -> float:
 
 
 @final
-@jax.tree_util.register_dataclass
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class ClippedFeatures(AbstractFeatureMap):
     """Features in the unit ball, ``phi(x) min(1 / c, 1 / |phi(x)|)``: what private moments are made of.

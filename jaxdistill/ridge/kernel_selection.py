@@ -91,7 +91,7 @@ def choose_penalty(
     if held is None:
         squared, wrong = in_float64(_leave_one_out, values, vectors, y, lams)
     else:
-        cross = kernel_matrix(kernel, held[0].astype(x.dtype), x, dtype=np.float64, progress=progress)
+        cross = kernel_matrix(kernel, held[0], x, dtype=np.float64, progress=progress)
         squared, wrong = in_float64(_held_out, values, vectors, y, lams, cross, held[1])
     # Below the rounding of the eigenvalues a penalty decides nothing but what rounding is blown up.
     usable = np.isfinite(squared) & (values[0] + lams > rounding)
