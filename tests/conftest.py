@@ -24,28 +24,26 @@ jaxtyping.install_import_hook("jaxdistill", "shape_checks.check")
 
 import jaxdistill as jd  # noqa: E402
 
-# Compilation is most of the time. Processes that the tests start compile in full, as users' do, and so does
-# everything under JAX_DISABLE_MOST_OPTIMIZATIONS=0.
+# Compilation is most of the time, and all that JAX_DISABLE_MOST_OPTIMIZATIONS=0 brings: it compiles as users do.
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 if QUICK:
     jax.config.update("jax_disable_most_optimizations", True)
-# XLA's older emitters on the CPU, in one piece: a quarter of the time that its MLIR emitters take.
+# XLA's older emitters on the CPU, each program in one piece: a third of the time that its MLIR emitters take.
 QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-QUICK_FLAGS_KNOWN = "JAXDISTILL_TESTS_QUICK_FLAGS_KNOWN"
 
 
-def quick_flags_are_known() -> bool:
-    """A flag that XLA does not know ends the process: another one tries, once in a run."""
-    if QUICK_FLAGS_KNOWN not in os.environ:
-        environment = os.environ | {"XLA_FLAGS": QUICK_FLAGS, "JAX_PLATFORMS": "cpu"}
-        command = [sys.executable, "-c", "import jax; jax.devices()"]
-        tried = subprocess.run(command, env=environment, capture_output=True, check=False)
-        os.environ[QUICK_FLAGS_KNOWN] = str(int(tried.returncode == 0))
-    return os.environ[QUICK_FLAGS_KNOWN] == "1"
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile quickly and once, here and in every process that comes from here."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return  # its environment has everything
+    share_compiled_programs(config)
+    if QUICK and knows(QUICK_FLAGS):
+        # XLA reads them when the first device is asked for.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}"
 
 
 def share_compiled_programs(config: pytest.Config) -> None:
-    """What one process has compiled, all others of the run read, from a folder that lives as long as the run.
+    """What one process has compiled, the others read, from a folder that lives as long as the run.
 
     A folder that JAX_COMPILATION_CACHE_DIR names is kept, and makes the next run faster.
     """
@@ -59,15 +57,11 @@ def share_compiled_programs(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Set up compilation, in the process that starts the workers and in them, or in the only one."""
-    share_compiled_programs(config)
-    quick = QUICK and quick_flags_are_known()
-    if quick and not config.getoption("numprocesses", None):
-        # XLA reads its flags when the first device is asked for; processes that the tests start get none.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("XLA_FLAGS", QUICK_FLAGS, prepend=" ")
-            jax.devices()
+def knows(flags: str) -> bool:
+    """Whether this XLA has the flags: those that it does not know end the process, so another one tries."""
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
 
 
 hypothesis.settings.register_profile("jaxdistill", deadline=None, max_examples=20, derandomize=True)

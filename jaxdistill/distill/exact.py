@@ -71,7 +71,10 @@ def recover_singular_values(
     # At the largest admissible penalty the discriminant is zero up to rounding of either sign.
     rounding = 16 * jnp.finfo(d_values.dtype).eps
     inside = discriminant > 0
-    root = jnp.where(inside, jnp.sqrt(jnp.where(inside, discriminant, 1.0)), 0.0)
+    # A compiler may compute the discriminant twice, fused in two ways, and come to two signs of a zero: what
+    # stands in for the negative ones has a root of about zero too.
+    tiny = jnp.finfo(d_values.dtype).tiny
+    root = jnp.where(inside, jnp.sqrt(jnp.where(inside, discriminant, tiny)), 0.0)
     root = jnp.where(discriminant < -rounding, jnp.nan, root)
     return jnp.where(larger, (1 + root) / (2 * d_values), 2 * lam_s * d_values / (1 + root))
 
