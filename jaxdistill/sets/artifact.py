@@ -308,7 +308,9 @@ def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if program != _MAGIC:
         raise ArtifactError(f"{path} was written by {program!r}, not by {_MAGIC}")
     if version != FORMAT:
-        raise ArtifactError(f"{path} has format {version}, this version reads {FORMAT}; upgrade or make it again")
+        raise ArtifactError(
+            f"{path} has format {version}, this version reads {FORMAT}; upgrade jaxdistill, or make it again"
+        )
     told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
     missing += [name for name in told if name not in arrays]
     if missing:

@@ -1,6 +1,5 @@
 """Activations and the networks made of them: values, inverses, ranges, refusals."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
