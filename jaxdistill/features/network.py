@@ -186,5 +186,4 @@ class RandomNetwork(AbstractFeatureMap):
     def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
         layers = tuple(jnp.asarray(arrays[f"weights_{i}"]) for i in range(settings["layers"]))
-        # Format 1 knew LeakyReLU alone and did not name it.
-        return cls(layers, float(settings["negative_slope"]), settings.get("activation", "leaky_relu"))
+        return cls(layers, float(settings["negative_slope"]), settings["activation"])

@@ -25,7 +25,7 @@ from jaxdistill.numerics.files import File, path_of, write_file
 from jaxdistill.sets.archive import read_archive, read_json
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
-FORMAT = 3  # 1: LeakyReLU networks only; 2: no kernels; both are still read
+FORMAT = 1
 _MAGIC = "jaxdistill"
 _REQUIRED = ("meta", "digest", "inputs", "labels", "lam")
 
@@ -213,7 +213,7 @@ class DistilledSet(AbstractSet):
             The set.
 
         Raises:
-            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format; or
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format; or
                 its features need a module that is missing, or another one.
         """
         arrays, meta = read_set(path)
@@ -243,7 +243,7 @@ def read_set(path: File) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and metadata of a saved set, after every check that does not depend on its kind.
 
     Raises:
-        ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format.
+        ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format.
     """
     arrays = _read(path)
     with understood(path):
@@ -307,9 +307,9 @@ def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         raise ArtifactError(f"{path} has metadata that cannot be read; copy it again") from None
     if program != _MAGIC:
         raise ArtifactError(f"{path} was written by {program!r}, not by {_MAGIC}")
-    if version > FORMAT:
+    if version != FORMAT:
         raise ArtifactError(
-            f"{path} has format {version}, this version reads up to {FORMAT}; upgrade jaxdistill"
+            f"{path} has format {version}, this version reads {FORMAT}; upgrade jaxdistill, or make it again"
         )
     told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
     missing += [name for name in told if name not in arrays]

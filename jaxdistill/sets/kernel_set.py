@@ -93,7 +93,7 @@ class KernelSet(AbstractSet):
             features: The feature map itself, for the kernel of one, in place of the module.
 
         Raises:
-            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format, or a
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format, or a
                 set of a feature map; or its kernel needs a module that is missing, or another one.
         """
         arrays, meta = read_set(path)
