@@ -1,4 +1,4 @@
-"""The errors that jaxdistill raises on purpose: one line each, the cause and then the cure."""
+"""The errors and warnings that jaxdistill raises on purpose: one line each, the cause and then the cure."""
 
 
 class JaxDistillError(ValueError):
@@ -23,6 +23,10 @@ class RankError(JaxDistillError):
 
 class InverseError(JaxDistillError):
     """A feature map has no closed-form inverse, or a point lies outside its range."""
+
+
+class ConditioningWarning(UserWarning):
+    """Float64 cannot hold what was asked for to more than a few digits; the message names the columns."""
 
 
 class KernelError(JaxDistillError):
@@ -59,3 +63,11 @@ class ConvergenceError(JaxDistillError):
     def __init__(self, message: str, result: object = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class BudgetError(JaxDistillError):
+    """A privacy budget is out of range, spent, or would be spent on something that was not counted."""
+
+
+class AssumptionError(JaxDistillError):
+    """An assumption of a published theorem fails on these data; the message names it."""

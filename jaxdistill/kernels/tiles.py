@@ -21,7 +21,8 @@ from tqdm import tqdm
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.blocks import WORKSPACE
-from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.memory import available_bytes, format_bytes
 
 # A tile, the products it is made of, and what is taken of it live at once.
@@ -294,13 +295,10 @@ def check_inputs(name: str, x: Any, dim: int | None = None) -> np.ndarray:
     Raises:
         InputError: names the shape or the type that was expected, or the value that is not finite.
     """
-    x = np.asarray(x)
+    x = as_floats(name, x)
     if x.ndim != 2 or len(x) == 0 or (dim is not None and x.shape[1] != dim):
         hint = "; flatten images to rows first" if x.ndim > 2 else ""
         raise InputError(f"{name} has shape {x.shape}, expected (n, {'d' if dim is None else dim}){hint}")
-    if x.dtype not in (np.float32, np.float64):
-        raise InputError(f"{name} has type {x.dtype}; convert it to float32 or float64")
-    check_finite(name, x)
     return x
 
 

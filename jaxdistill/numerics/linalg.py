@@ -83,10 +83,23 @@ def pinv(matrix: Float[Array, "a b"], cut: float | None = None) -> Float[Array, 
 
     Its derivative (Golub and Pereyra 1973) holds where the rank is constant. That of the singular value
     decomposition underneath would be wrong where singular values coincide, as those of one-hot labels do.
+    Where all that are not zero coincide, as for balanced class rows, the inverse is ``A^T / s^2`` without a
+    decomposition, which takes seconds for a thousand classes.
     """
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    lowest = rank_tolerance(s, matrix.shape) if cut is None else cut * jnp.max(s, initial=0.0)
-    return matmul(vt.T * reciprocal(s, s > lowest), u.T)
+
+    def decomposed(matrix: Array) -> Array:
+        u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+        lowest = rank_tolerance(s, matrix.shape) if cut is None else cut * jnp.max(s, initial=0.0)
+        return matmul(vt.T * reciprocal(s, s > lowest), u.T)
+
+    tall = matrix.shape[0] > matrix.shape[1]
+    gram = matmul(matrix.T, matrix) if tall else matmul(matrix, matrix.T)
+    total = jnp.trace(gram)
+    square = jnp.sum(gram**2) / jnp.where(total > 0, total, 1.0)  # s^2, if there is one
+    cube = matmul(matrix, gram) if tall else matmul(gram, matrix)
+    rounding = 8 * jnp.finfo(matrix.dtype).eps * square * jnp.sqrt(total)
+    alike = (total > 0) & (jnp.linalg.norm(cube - square * matrix) <= rounding)
+    return jax.lax.cond(alike, lambda a: a.T / square, decomposed, matrix)
 
 
 @pinv.defjvp

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.errors import InputError, PenaltyError
+from jaxdistill.errors import ConditioningWarning, InputError, PenaltyError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
+from jaxdistill.ridge.residual import ModelResidual
+from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_penalties
 from jaxdistill.ridge.source import CHUNK_BYTES, ArraySource
 from jaxdistill.ridge.targets import TargetKind, detect_targets
@@ -46,6 +50,10 @@ def fit_ridge(
     p x p matrix where n >= p, of the n x n matrix where n < p. At lam = 0 it is the solution of least
     norm. The penalty is absolute, never divided by n.
 
+    Where columns of features differ so much in size that the Gram matrix would lose the small ones, or the
+    weights do not solve their normal equations (``model.residual``), the factorisation is one of the features
+    themselves, in float64 and free of their units.
+
     Args:
         features: Feature map phi, d -> p.
         x: Inputs, shape (n, d), as the feature map sees them.
@@ -69,6 +77,9 @@ def fit_ridge(
         PenaltyError: a penalty that is negative or not finite.
         MemoryBudgetError: the factorisation would not fit.
 
+    Warns:
+        ConditioningWarning: float64 cannot tell some features apart; names them, and the rank.
+
     Example:
         >>> import jax
         >>> import numpy as np
@@ -81,14 +92,15 @@ def fit_ridge(
 
     Source: Saunders et al. 1998; leave-one-out in closed form, Allen 1974.
     """
+    if key is not None:
+        checked_key(key)
     source = ArraySource.of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
     precision = _product_dtype(dtype, source, features.num_features, lam)
     if lam == "auto":
         return _fit_auto(features, source, validation, _checked_lams(lams), precision, key, progress)
     lam = check_penalty("lam", lam)
     moments, path = _factor(features, source, precision, progress)
-    weights = in_float64(path_weights, path, lam)
-    return _model(features, weights, lam, moments, path, None, source)
+    return _model(features, lam, moments, path, None, source, precision)
 
 
 def check_penalty(name: str, value: Any) -> float:
@@ -126,8 +138,8 @@ def _product_dtype(dtype: Any, source: ArraySource, num_features: int, lam: Any)
 
 def _factor(
     features: AbstractFeatureMap, source: ArraySource, dtype: np.dtype, progress: bool
-) -> tuple[Moments, RidgePath]:
-    """Moments and path, by the smaller of the two Gram matrices."""
+) -> tuple[Moments, RidgePath | ScaledFactor]:
+    """Moments, and the path by the smaller of the two Gram matrices, or by the features where it must be."""
     n, p = source.num_rows, features.num_features
     side = min(n, p)
     # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
@@ -140,10 +152,18 @@ def _factor(
     return moments, _path(features, moments, source, dtype)
 
 
-def _path(features: AbstractFeatureMap, moments: Moments, source: ArraySource, dtype: np.dtype) -> RidgePath:
-    if moments.count >= features.num_features:
-        return in_float64(factor_primal, moments, dtype.name)
-    return in_float64(factor_dual, features, *source.arrays())
+def _path(
+    features: AbstractFeatureMap, moments: Moments, source: ArraySource, dtype: np.dtype
+) -> RidgePath | ScaledFactor:
+    path = None
+    if not badly_scaled(moments.gram):
+        if moments.count >= features.num_features:
+            path = in_float64(factor_primal, moments, dtype.name)
+        else:
+            path = in_float64(factor_dual, features, *source.arrays())
+    if path is None or badly_scaled(moments.gram, path.resolution):
+        return factor_scaled(features, source, moments.target_gram)
+    return path
 
 
 def _fit_auto(
@@ -164,55 +184,109 @@ def _fit_auto(
         train, held = source.hold_out(validation, key)
     method = "leave-one-out" if held is source else "validation"
     moments, path = _factor(features, train, dtype, progress)
+    scaled = isinstance(path, ScaledFactor)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
     interpolates = method == "leave-one-out" and source.num_rows < features.num_features
     selection = score_penalties(
         method,
-        path,
+        path.path if isinstance(path, ScaledFactor) else path,
         features,
         held,
         lams,
         classes=detect_targets(source.y) is not TargetKind.REAL,
-        dtype=np.dtype(np.float64) if interpolates else dtype,
+        dtype=np.dtype(np.float64) if interpolates or scaled else dtype,
         progress=progress,
     )
     lam = selection.lam
     if train is source:
-        return _model(features, in_float64(path_weights, path, lam), lam, moments, path, selection, source)
+        return _model(features, lam, moments, path, selection, source, dtype)
 
     # After the choice, the part that was held out is trained on too.
     everything = jax.tree.map(np.add, moments, accumulate_moments(features, held, dtype=dtype))
-    definite = train.num_rows >= features.num_features and path.eigenvalues[0] > path.resolution
-    if definite or lam > path.resolution:
-        weights = in_float64(solve, everything, lam)
-    else:  # no Cholesky factor to rely on: the weights of least norm, from a path on all data
-        path = _path(features, everything, source, dtype)
-        weights = in_float64(path_weights, path, lam)
-    return _model(features, weights, lam, everything, path, selection, source)
+    if not isinstance(path, ScaledFactor):
+        definite = train.num_rows >= features.num_features and path.eigenvalues[0] > path.resolution
+        if definite or lam > path.resolution:
+            weights = in_float64(solve, everything, lam)
+            return _model(features, lam, everything, path, selection, source, dtype, weights)
+    # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
+    path = _path(features, everything, source, dtype)
+    return _model(features, lam, everything, path, selection, source, dtype)
 
 
 def _model(
     features: AbstractFeatureMap,
-    weights: np.ndarray,
     lam: float,
     moments: Moments,
-    path: RidgePath,
+    factor: RidgePath | ScaledFactor,
     selection: LamSelection | None,
     source: ArraySource,
+    dtype: np.dtype,
+    weights: np.ndarray | None = None,
 ) -> RidgeModel:
+    """The model, its weights measured; where they do not solve the problem, from the features themselves."""
     kind = detect_targets(source.y)
+    if isinstance(factor, ScaledFactor):
+        path, dropped = factor.path, factor.dropped
+    else:
+        # Weights that are given come from a Cholesky factor, which drops nothing.
+        path, dropped = factor, 0.0 if weights is not None else _dropped(factor, lam, moments.gram)
+    found = in_float64(path_weights, path, lam) if weights is None else weights
     if kind is TargetKind.CENTRED:
         # Rows of Y sum to zero, so rows of B do; rounding must not hide that its rank is k - 1.
-        weights = weights - weights.mean(axis=1, keepdims=True)
-    check_finite("the ridge weights", weights)
-    weights = features.within_span(weights)
-    return RidgeModel(
+        found = found - found.mean(axis=1, keepdims=True)
+    check_finite("the ridge weights", found)
+    model = RidgeModel(
         features=features,
-        weights=weights,
+        weights=features.within_span(found),
         lam=lam,
         moments=moments,
         rank=int(np.sum(path.eigenvalues > path.resolution)),
         resolution=float(path.resolution),
         selection=selection,
         target_kind=kind,
+        dropped=dropped,
+        product_dtype=dtype.name,
+        data_dtype=source.data_dtype.name,
+    )
+    residual = model.residual
+    assert residual is not None  # it has moments
+    if isinstance(factor, ScaledFactor):
+        weak = factor.weak_columns(lam)
+        if len(weak) or not residual.solved:
+            _warn(model, residual, weak)
+    elif not (residual.solved and _resolved(path, lam, dtype)):
+        again = factor_scaled(features, source, moments.target_gram)
+        return _model(features, lam, moments, again, selection, source, dtype)
+    return model
+
+
+def _resolved(path: RidgePath, lam: float, dtype: np.dtype) -> bool:
+    """Whether what counts lies so far above the resolution that half the digits of the products are left."""
+    damped = np.asarray(path.eigenvalues)[path.kept(lam)] + lam
+    # The path itself is what float32 products bring: more digits of it are not in the moments.
+    return dtype == np.float32 or not np.any(damped * np.sqrt(np.finfo(dtype).eps) < path.resolution)
+
+
+def _dropped(path: RidgePath, lam: float, gram: Any) -> float:
+    """Largest share of its squared norm that a feature lost with the directions that were dropped."""
+    kept = np.where(path.kept(lam), path.eigenvalues, 0.0)
+    squares = np.diagonal(gram)
+    left = np.asarray(path.basis) ** 2 @ kept / np.where(squares > 0, squares, 1.0)
+    return float(np.max(np.where(squares > 0, 1 - left, 0.0), initial=0.0))
+
+
+def _warn(model: RidgeModel, found: ModelResidual, weak: np.ndarray) -> None:
+    p = model.features.num_features
+    named = ", ".join(map(str, weak[:8])) + (", ..." if len(weak) > 8 else "")
+    about = (
+        f"features {named} lie so near the span of the others that float64 keeps a quarter of its digits of "
+        "their weights at most"
+        if len(weak)
+        else f"the weights leave a residual of {found.value:.1e}, and rounding explains {found.tolerance:.0e}"
+    )
+    warnings.warn(
+        f"{about} (rank {model.rank} of {p}, lam = {model.lam:.3g}); use a larger lam, leave features out, "
+        "or give the data in float64",
+        ConditioningWarning,
+        stacklevel=3,
     )

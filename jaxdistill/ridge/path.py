@@ -83,9 +83,13 @@ class RidgePath:
             resolution,
         )
 
+    def kept(self, lam: Float[Array, ""] | float) -> Any:
+        """Which directions count for a penalty, shape (r,): those that are more than rounding, or damped."""
+        return (self.eigenvalues > self.resolution) | (lam > self.resolution)
+
     def _filter(self, lam: Float[Array, ""] | float) -> Float[Array, " r"]:
         """The factors 1/(g + lam), zero where nothing but rounding is left."""
-        kept = (self.eigenvalues > self.resolution) | (lam > self.resolution)
+        kept = self.kept(lam)
         return jnp.where(kept, 1.0 / jnp.where(kept, self.eigenvalues + lam, 1.0), 0.0)
 
     def filters(self, lams: Float[Array, " l"]) -> Float[Array, "l r"]:

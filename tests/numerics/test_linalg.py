@@ -66,6 +66,32 @@ def test_least_change_takes_any_batch():
     np.testing.assert_allclose(found[1, 2], one, rtol=0, atol=rounding(matrix) * np.abs(one).max())
 
 
+@pytest.mark.parametrize("kind", ["hard", "centred", "rotated", "uneven", "faint", "zero", "one row"])
+def test_pinv_of_rows_whose_singular_values_coincide_or_nearly_do(kind):
+    rows = np.eye(6)[np.arange(12) % 6]
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
+    matrix = {
+        "hard": 3.0 * rows,
+        "centred": rows - 1 / 6,
+        "rotated": rows @ turn,
+        "uneven": rows[:8],
+        "faint": rows @ turn @ np.diag([1, 1, 1, 1, 1, 1e-9]),  # shows in no square
+        "zero": 0 * rows,
+        "one row": turn[:1],
+    }[kind]
+    expected = np.linalg.pinv(matrix, rcond=1e-13)
+    assert np.linalg.norm(pinv_64(matrix) - expected) <= 1e-6 * np.linalg.norm(expected)
+    if kind != "faint":
+        assert np.linalg.norm(pinv_64(matrix) - expected) <= 64 * EPS[np.float64] * np.linalg.norm(expected)
+
+
+def test_class_rows_need_no_decomposition():
+    """A thousand classes would take seconds: the branch that decomposes must not be the one that runs."""
+    inverse = pinv_64(2.0 * np.eye(5)[[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]])
+    # Only the closed form has exact zeros and equal entries.
+    assert set(np.unique(inverse).tolist()) == {0.0, 0.25}
+
+
 @pytest.mark.parametrize("kind", ["generic", "tall", "orthonormal", "class rows"])
 def test_pinv_has_the_derivatives_of_finite_differences_also_at_repeated_singular_values(kind):
     wide = of_condition(np.random.default_rng(1), 3, 5, 3.0)
@@ -74,6 +100,22 @@ def test_pinv_has_the_derivatives_of_finite_differences_also_at_repeated_singula
     matrix = {"generic": wide, "tall": wide.T, "orthonormal": orthonormal, "class rows": rows}[kind]
     with jax.enable_x64(True):
         check_grads(jax.jit(pinv), (jnp.asarray(matrix),), order=1, modes=("fwd", "rev"), rtol=1e-5)
+
+
+def test_a_cut_leaves_out_what_is_small_and_keeps_the_derivative_of_the_rest():
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, 3)))[0] for side in (5, 4))
+    matrix = left * np.array([1.0, 0.5, 1e-9]) @ right.T
+    rest = left[:, :2] * np.array([1.0, 0.5]) @ right[:, :2].T
+    coarse, fine = (compiled(lambda a, cut=cut: pinv(a, cut))(matrix) for cut in (1e-8, 1e-10))
+    assert relative(coarse, np.linalg.pinv(rest, rcond=1e-12)) < 1e-8
+    assert np.linalg.norm(fine) > 1e8
+    with jax.enable_x64(True):
+        jvp = jax.jit(lambda a, change: jax.jvp(lambda a: pinv(a, 1e-8), (a,), (change,))[1])
+        change = jnp.asarray(rest @ rng.standard_normal((4, 4)))
+        change = change @ jnp.asarray(right[:, :2] @ right[:, :2].T)  # the rank stays
+        found, expected = jvp(jnp.asarray(matrix), change), jvp(jnp.asarray(rest), change)
+        assert relative(np.asarray(found), np.asarray(expected)) < 1e-7
 
 
 def test_reciprocal_of_what_is_dropped_is_zero_with_zero_derivative():
