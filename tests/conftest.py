@@ -24,7 +24,7 @@ jaxtyping.install_import_hook("jaxdistill", "shape_checks.check")
 
 import jaxdistill as jd  # noqa: E402
 
-# Compilation is most of the time. JAX_DISABLE_MOST_OPTIMIZATIONS=0 makes the tests compile as users do.
+# Compilation is most of the time; under JAX_DISABLE_MOST_OPTIMIZATIONS=0 it is done as users do it.
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 if QUICK:
     jax.config.update("jax_disable_most_optimizations", True)

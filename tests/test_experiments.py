@@ -20,7 +20,7 @@ def run(name, *words, folder):
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("name", [pytest.param("figures", marks=pytest.mark.long), "ntk_mnist"])
 def test_the_quick_run_writes_its_tables_and_pictures(name, tmp_path):
     run(name, folder=tmp_path)
     assert [path for path in WRITES[name] if not (tmp_path / "quick" / path).stat().st_size] == []

@@ -47,7 +47,7 @@ class Steps(nn.Module):
 def own_encoder():
     with jax.numpy_dtype_promotion("standard"):
         net = make_network("encoder", channels=(6,), num_features=30, num_outputs=3, activation="tanh")
-        variables = net.init(KEY, jnp.zeros((1, *SHAPE)))
+        variables = jax.jit(net.init)(KEY, jnp.zeros((1, *SHAPE)))
         return Encoder.of(net, variables=variables, input_shape=SHAPE, layer="features")
 
 

@@ -91,7 +91,7 @@ class Says(nn.Module):
 
 def linen_parts(shape=(3, 4)):
     module = LinenNet()
-    return module, module.init(KEY, jnp.zeros((1, *shape)))
+    return module, jax.jit(module.init)(KEY, jnp.zeros((1, *shape)))
 
 
 def nnx_module(kind=NnxNet, **settings):
@@ -167,7 +167,7 @@ def test_parameters_are_frozen_when_the_encoder_is_made():
 
 def test_a_stack_of_images_is_flattened_on_request_only():
     net = make_network("encoder", channels=(2,), num_features=6, num_outputs=3)
-    variables = net.init(KEY, jnp.zeros((1, 4, 4, 1)))
+    variables = jax.jit(net.init)(KEY, jnp.zeros((1, 4, 4, 1)))
     make = {"variables": variables, "input_shape": (4, 4, 1), "layer": "Conv_0"}
     with pytest.raises(errors.InputError, match=r"\(n, 2, 2, 2\).*flatten=True"):
         Encoder.of(net, **make)
@@ -184,7 +184,7 @@ def test_own_networks_are_loaded_from_the_file_alone(name, tmp_path):
         "resnet": {"widths": (2, 3), "norm": "none"},
     }[name]
     net = make_network(name, num_outputs=3, **small)
-    variables = net.init(KEY, jnp.zeros((1, 4, 4, 1)))
+    variables = jax.jit(net.init)(KEY, jnp.zeros((1, 4, 4, 1)))
     phi = Encoder.of(net, variables=variables, input_shape=(4, 4, 1), layer="features")
     model, made = fixed_set(phi)
     path = made.save(tmp_path / "set.npz")
@@ -196,7 +196,7 @@ def test_own_networks_are_loaded_from_the_file_alone(name, tmp_path):
 
 def test_a_stranger_loads_an_own_network_without_this_process(tmp_path):
     net = make_network("mlp", widths=(6,), num_outputs=3)
-    variables = net.init(KEY, jnp.zeros((1, 3, 4)))
+    variables = jax.jit(net.init)(KEY, jnp.zeros((1, 3, 4)))
     phi = Encoder.of(net, variables=variables, input_shape=(3, 4), layer="features")
     path = fixed_set(phi)[1].save(tmp_path / "set.npz")
     code = (
@@ -275,7 +275,7 @@ def test_layers_of_nnx_are_listed_too():
 
 def test_state_that_changes_is_refused():
     module = LinenNet(train=True)
-    variables = LinenNet().init(KEY, jnp.zeros((1, 3, 4)))
+    variables = jax.jit(LinenNet().init)(KEY, jnp.zeros((1, 3, 4)))
     with pytest.raises(errors.InputError, match=r"changes when it is called.*evaluation mode"):
         Encoder.of(module, variables=variables, input_shape=(3, 4))
     training = NnxNet()

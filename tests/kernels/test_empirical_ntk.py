@@ -30,7 +30,7 @@ def points(seed, n, dim=16):
 
 def init(module, shape=SHAPE):
     with jax.numpy_dtype_promotion("standard"):
-        return module.init(KEY, jnp.zeros((1, *shape)))
+        return jax.jit(module.init)(KEY, jnp.zeros((1, *shape)))
 
 
 class Counted(nn.Module):
