@@ -14,14 +14,9 @@ from jaxtyping import Array
 from jaxdistill.distill.exact import retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
+from jaxdistill.evaluate.comparison import compare_outputs, nothing_compared
 from jaxdistill.evaluate.full_model import full_residual
-from jaxdistill.evaluate.scores import (
-    accuracy,
-    agreement,
-    is_real,
-    read_test_targets,
-    squared_error,
-)
+from jaxdistill.evaluate.scores import is_real
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_squares, in_float64
@@ -268,39 +263,13 @@ def _compare_on_test(
     y_test: Any | None,
     progress: bool,
 ) -> dict[str, Any]:
-    report: dict[str, Any] = dict.fromkeys(
-        (
-            "agreement",
-            "agreement_float32",
-            "accuracy_full",
-            "accuracy_distilled",
-            "accuracy_distilled_float32",
-            "prediction_error",
-            "squared_error_full",
-            "squared_error_distilled",
-        )
-    )
-    report["num_test"] = 0
     if x_test is None:
-        return report
+        return nothing_compared()
     features = small.features
     x = as_floats("x_test", x_test)
     if x.ndim != 2 or x.shape[1] != features.num_inputs or len(x) == 0:
         raise InputError(f"x_test has shape {x.shape}, expected (t, {features.num_inputs}) with t > 0")
-    k, real = full.shape[1], is_real(small.recipe)
     # One pass over the test features serves all three models.
     outputs = predict(features, np.hstack([full, wide, narrow]), x, progress=progress)
-    f_full, f_wide, f_narrow = (outputs[:, i * k : (i + 1) * k] for i in range(3))
-    report["num_test"] = len(x)
-    report["prediction_error"] = _relative(f_wide, f_full)
-    report["agreement"] = agreement(f_wide, f_full, real=real)
-    report["agreement_float32"] = agreement(f_narrow, f_full, real=real)
-    if y_test is None:
-        return report
-    y = read_test_targets(y_test, len(x), k, real=real)
-    report["squared_error_full"] = squared_error(f_full, y)
-    report["squared_error_distilled"] = squared_error(f_wide, y)
-    report["accuracy_full"] = accuracy(f_full, y)
-    report["accuracy_distilled"] = accuracy(f_wide, y)
-    report["accuracy_distilled_float32"] = accuracy(f_narrow, y)
-    return report
+    f_full, f_wide, f_narrow = np.split(outputs, 3, axis=1)
+    return compare_outputs(f_full, f_wide, f_narrow, y_test, real=is_real(small.recipe))

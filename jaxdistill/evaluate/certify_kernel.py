@@ -11,14 +11,9 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.errors import InputError, KernelError
+from jaxdistill.evaluate.comparison import compare_outputs, nothing_compared
 from jaxdistill.evaluate.full_model import full_residual
-from jaxdistill.evaluate.scores import (
-    accuracy,
-    agreement,
-    is_real,
-    read_test_targets,
-    squared_error,
-)
+from jaxdistill.evaluate.scores import is_real
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.kernel_fit import KernelModel
@@ -221,35 +216,14 @@ def _on_test(
     y_test: Any | None,
     progress: bool,
 ) -> dict[str, Any]:
-    names = (
-        *("gap_bound", "largest_gap", "agreement", "agreement_float32", "accuracy_full"),
-        *("accuracy_distilled", "accuracy_distilled_float32", "prediction_error"),
-        *("squared_error_full", "squared_error_distilled"),
-    )
-    report: dict[str, Any] = dict.fromkeys(names) | {"num_test": 0}
+    gaps: dict[str, Any] = dict.fromkeys(("gap_bound", "largest_gap"))
     if x_test is None:
-        return report
+        return gaps | nothing_compared()
     x = check_inputs("x_test", x_test, small.x.shape[1])
-    report["num_test"] = len(x)
-    report["gap_bound"] = float(np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max()))
+    gaps["gap_bound"] = float(np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max()))
     cross = TiledKernel.of(small.kernel, x, small.x, dtype=np.float64, progress=progress)
-    both = cross.matmul(np.concatenate([wide, narrow], axis=1))
-    k, real = wide.shape[1], is_real(small.recipe)
-    f_small, f_narrow = both[:, :k], both[:, k:]
+    f_small, f_narrow = np.split(cross.matmul(np.concatenate([wide, narrow], axis=1)), 2, axis=1)
     f_full = None if model is None else model.predict(x, dtype=np.float64, progress=progress)
     if f_full is not None:
-        difference = f_small - f_full
-        report["largest_gap"] = float(np.max(np.linalg.norm(difference, axis=1)))
-        report["prediction_error"] = float(np.linalg.norm(difference) / np.linalg.norm(f_full))
-        report["agreement"] = agreement(f_small, f_full, real=real)
-        report["agreement_float32"] = agreement(f_narrow, f_full, real=real)
-    if y_test is None:
-        return report
-    y = read_test_targets(y_test, len(x), k, real=real)
-    report["squared_error_distilled"] = squared_error(f_small, y)
-    report["accuracy_distilled"] = accuracy(f_small, y)
-    report["accuracy_distilled_float32"] = accuracy(f_narrow, y)
-    if f_full is not None:
-        report["squared_error_full"] = squared_error(f_full, y)
-        report["accuracy_full"] = accuracy(f_full, y)
-    return report
+        gaps["largest_gap"] = float(np.max(np.linalg.norm(f_small - f_full, axis=1)))
+    return gaps | compare_outputs(f_full, f_small, f_narrow, y_test, real=is_real(small.recipe))

@@ -18,6 +18,7 @@ from jaxdistill.features.program import (
     checked_program,
     checked_shape,
     of_kind,
+    stored_parameters,
     with_probe,
 )
 from jaxdistill.numerics.pytrees import register_pytree
@@ -135,7 +136,7 @@ class Encoder(AbstractProgramMap):
         if features is not None:
             return of_kind(cls, features).recorded(settings, arrays)
         own = settings["module"]["standard"]
-        stored = {name: value for name, value in arrays.items() if name != "probe"}
+        stored = stored_parameters(arrays)
         if module is None:
             if own is None:
                 raise ArtifactError(

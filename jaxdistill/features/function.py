@@ -17,6 +17,7 @@ from jaxdistill.features.program import (
     Parameters,
     Program,
     checked_program,
+    checked_shape,
     of_kind,
     with_probe,
 )
@@ -72,7 +73,7 @@ class Function(AbstractProgramMap):
         if not callable(apply):
             raise InputError(f"apply is a {type(apply).__name__}; pass a function of parameters and a batch")
         named, call = _named(apply, parameters)
-        with _explained(tuple(input_shape)):
+        with _explained(checked_shape(input_shape)):
             program = checked_program(
                 call,
                 named,
@@ -118,7 +119,8 @@ def _named(
     named: Parameters = {}
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"
-        array = None if callable(leaf) or isinstance(leaf, str) else np.array(leaf)
+        key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = None if key or callable(leaf) or isinstance(leaf, str) else np.array(leaf)
         if array is None or array.dtype.kind not in "biufV":
             raise InputError(
                 f"parameters hold a {type(leaf).__name__} at {name}; pass arrays alone, and let apply close "

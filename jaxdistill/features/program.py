@@ -121,7 +121,7 @@ class AbstractProgramMap(AbstractFeatureMap):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters, where they are stored, and the features of the two fixed inputs."""
-        stored = {name: np.asarray(value) for name, value in self.parameters.items()}
+        stored = {f"parameters/{name}": np.asarray(value) for name, value in self.parameters.items()}
         return {"probe": self.program.probe} | (stored if self.program.stored else {})
 
     def recorded(self, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
@@ -132,7 +132,7 @@ class AbstractProgramMap(AbstractFeatureMap):
         """
         made = self
         if made.program.origin["parameters"] != settings["parameters"] and settings["stored"]:
-            made = made._with_parameters({n: v for n, v in arrays.items() if n != "probe"})
+            made = made._with_parameters(stored_parameters(arrays))
         if made.program.origin["parameters"] != settings["parameters"]:
             raise ArtifactError(
                 f"the parameters of the {self.kind} are not those that the set was made with (their hash is "
@@ -186,6 +186,12 @@ def checked_program(
     return Program(call, trained, shape, num_features, flatten, precision, np.empty((2, 0)), origin, stored)
 
 
+def stored_parameters(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters among what :meth:`AbstractProgramMap.arrays` returned."""
+    prefix = "parameters/"
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
 def of_kind(kind: type[Map], features: Any) -> Map:
     """The map that a caller gave for a file, if it is of the kind that the file needs.
 
@@ -210,9 +216,9 @@ def cast(parameters: Parameters, dtype: Any) -> Parameters:
 
 def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one input as a tuple of positive numbers."""
-    shape = tuple(input_shape)
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     if not shape or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in shape):
-        raise InputError(f"input_shape is {shape}; give the shape of one input, such as (28, 28, 1)")
+        raise InputError(f"input_shape is {input_shape!r}; give the shape of one input, such as (28, 28, 1)")
     return shape
 
 

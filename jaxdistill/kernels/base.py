@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self, final
 
 import jax
@@ -121,6 +121,21 @@ class AbstractKernel(abc.ABC):
     def __rmul__(self, factor: float) -> AbstractKernel:
         """Return a positive multiple."""
         return self * factor
+
+
+class AbstractNumericKernel(AbstractKernel):
+    """A kernel whose fields are all numbers, which are its settings."""
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, whole numbers as they are."""
+        told = {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
+        return {name: value if isinstance(value, int) else float(value) for name, value in told.items()}
+
+    @classmethod
+    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
+        """Rebuild from :meth:`settings`."""
+        del arrays, code
+        return cls(**settings)
 
 
 class AbstractComposite(AbstractKernel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Self, final
+from typing import ClassVar, final
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +16,7 @@ from jaxdistill.kernels.products import AbstractProductKernel
 from jaxdistill.numerics.pytrees import register_pytree
 
 
+@dataclass(frozen=True, eq=False)
 class AbstractWideNetwork(AbstractProductKernel):
     """What NNGP and NTK share: the network, and one pass through its layers.
 
@@ -24,10 +25,12 @@ class AbstractWideNetwork(AbstractProductKernel):
     same way; in float32 angles below 0.004 are zero (:func:`~jaxdistill.kernels.arc_cosine.arc_cosine`).
     """
 
-    depth: int
-    weight_variance: Any
-    bias_variance: Any
-    negative_slope: Any
+    depth: int = field(default=1, metadata={"static": True})
+    weight_variance: float = 2.0
+    bias_variance: float = 0.01
+    negative_slope: float = 0.0
+    # Which of the two that the recursion gives.
+    tangent: ClassVar[bool]
 
     def __post_init__(self) -> None:
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
@@ -36,6 +39,14 @@ class AbstractWideNetwork(AbstractProductKernel):
         check_number("bias_variance", self.bias_variance, zero=True)
         if isinstance(self.negative_slope, (int, float)) and not np.isfinite(self.negative_slope):
             raise InputError(f"negative_slope is {self.negative_slope}; it must be finite")
+
+    def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:
+        """The NNGP or the NTK from inner products."""
+        return self._propagate(dot, left, right, dim)[self.tangent]
+
+    def diagonal(self, x: Array) -> Array:
+        """Every input with itself, from its norm alone."""
+        return self._diagonal(x)[self.tangent]
 
     def _propagate(self, dot: Array, left: Array, right: Array, dim: int) -> tuple[Array, Array]:
         """NNGP and NTK of the output, by the recursion over layers."""
@@ -65,21 +76,6 @@ class AbstractWideNetwork(AbstractProductKernel):
             nngp = kept * nngp + bias
             ntk = nngp + kept * ntk
         return nngp, ntk
-
-    def settings(self) -> dict[str, Any]:
-        """Depth, variances and slope."""
-        return {
-            "depth": self.depth,
-            "weight_variance": float(self.weight_variance),
-            "bias_variance": float(self.bias_variance),
-            "negative_slope": float(self.negative_slope),
-        }
-
-    @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
-        """Rebuild from :meth:`settings`."""
-        del arrays, code
-        return cls(**settings)
 
 
 @final
@@ -112,19 +108,8 @@ class NNGP(AbstractWideNetwork):
     Source: Cho and Saul 2009; Lee et al. 2018.
     """
 
-    depth: int = field(default=1, metadata={"static": True})
-    weight_variance: float = 2.0
-    bias_variance: float = 0.01
-    negative_slope: float = 0.0
     kind = "nngp"
-
-    def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:
-        """The NNGP from inner products."""
-        return self._propagate(dot, left, right, dim)[0]
-
-    def diagonal(self, x: Array) -> Array:
-        """Every input with itself, from its norm alone."""
-        return self._diagonal(x)[0]
+    tangent = False
 
 
 @final
@@ -158,19 +143,8 @@ class NTK(AbstractWideNetwork):
     Source: Jacot, Gabriel and Hongler 2018.
     """
 
-    depth: int = field(default=1, metadata={"static": True})
-    weight_variance: float = 2.0
-    bias_variance: float = 0.01
-    negative_slope: float = 0.0
     kind = "ntk"
-
-    def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:
-        """The NTK from inner products."""
-        return self._propagate(dot, left, right, dim)[1]
-
-    def diagonal(self, x: Array) -> Array:
-        """Every input with itself, from its norm alone."""
-        return self._diagonal(x)[1]
+    tangent = True
 
 
 def _root(squares: Array) -> tuple[Array, Array]:

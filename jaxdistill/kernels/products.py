@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass, field
-from typing import Any, Self, final
+from typing import final
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
-from jaxdistill.kernels.base import AbstractKernel
+from jaxdistill.kernels.base import AbstractNumericKernel
 from jaxdistill.kernels.checks import check_number, check_rows, like
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.pytrees import register_pytree
 
 
-class AbstractProductKernel(AbstractKernel):
+class AbstractProductKernel(AbstractNumericKernel):
     """A kernel that is a function of ``x . x'``, ``|x|^2`` and ``|x'|^2``.
 
     Its matrix is one matrix product and elementwise work, which the compiler fuses into one pass.
@@ -75,16 +74,6 @@ class Linear(AbstractProductKernel):
         del left, right, dim
         return dot
 
-    def settings(self) -> dict[str, Any]:
-        """No settings."""
-        return {}
-
-    @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
-        """Rebuild from nothing."""
-        del settings, arrays, code
-        return cls()
-
 
 @final
 @register_pytree
@@ -121,13 +110,3 @@ class Polynomial(AbstractProductKernel):
         """The power of the inner product."""
         del left, right
         return (dot / dim + like(self.offset, dot)) ** self.degree
-
-    def settings(self) -> dict[str, Any]:
-        """Degree and offset."""
-        return {"degree": self.degree, "offset": float(self.offset)}
-
-    @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
-        """Rebuild from :meth:`settings`."""
-        del arrays, code
-        return cls(int(settings["degree"]), float(settings["offset"]))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdistill.kernels.base import AbstractKernel
+from jaxdistill.kernels.base import AbstractNumericKernel
 from jaxdistill.kernels.checks import check_number, check_rows, like
 from jaxdistill.kernels.products import squared_norms
 from jaxdistill.numerics.linalg import matmul
@@ -24,7 +24,8 @@ _COINCIDENT = 64
 _LOOKED_AT = 9
 
 
-class AbstractStationary(AbstractKernel):
+@dataclass(frozen=True, eq=False)
+class AbstractStationary(AbstractNumericKernel):
     """A function of ``s = |x - x'|^2 / lengthscale^2``.
 
     A matrix takes its distances from norms and one matrix product. Far from the origin these cancel, so a
@@ -34,7 +35,7 @@ class AbstractStationary(AbstractKernel):
     told apart, such as those within clusters that lie thousands of lengthscales from each other.
     """
 
-    lengthscale: Any
+    lengthscale: float
 
     def __post_init__(self) -> None:
         check_number("lengthscale", self.lengthscale)
@@ -71,16 +72,6 @@ class AbstractStationary(AbstractKernel):
 
     def _of_distance(self, square: Array) -> Array:
         return self.of_square(square / like(self.lengthscale, square) ** 2)
-
-    def settings(self) -> dict[str, Any]:
-        """The lengthscale."""
-        return {"lengthscale": float(self.lengthscale)}
-
-    @classmethod
-    def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
-        """Rebuild from :meth:`settings`."""
-        del arrays, code
-        return cls(**{name: float(value) for name, value in settings.items()})
 
 
 def central_row(rows: Any) -> Any:
@@ -142,7 +133,6 @@ class RBF(AbstractStationary):
         0.6065
     """
 
-    lengthscale: float
     kind = "rbf"
 
     def of_square(self, s: Array) -> Array:
@@ -170,7 +160,6 @@ class Laplace(AbstractStationary):
         0.3679
     """
 
-    lengthscale: float
     kind = "laplace"
 
     def of_square(self, s: Array) -> Array:
@@ -196,7 +185,6 @@ class Matern32(AbstractStationary):
         0.4834
     """
 
-    lengthscale: float
     kind = "matern32"
 
     def of_square(self, s: Array) -> Array:
@@ -224,7 +212,6 @@ class Matern52(AbstractStationary):
         0.524
     """
 
-    lengthscale: float
     kind = "matern52"
 
     def of_square(self, s: Array) -> Array:
@@ -252,7 +239,6 @@ class RationalQuadratic(AbstractStationary):
         0.6667
     """
 
-    lengthscale: float
     alpha: float = 1.0
     kind = "rational_quadratic"
 
@@ -264,10 +250,6 @@ class RationalQuadratic(AbstractStationary):
         """The rational function."""
         alpha = like(self.alpha, s)
         return jnp.exp(-alpha * jnp.log1p(s / (2 * alpha)))
-
-    def settings(self) -> dict[str, Any]:
-        """Lengthscale and alpha."""
-        return {"lengthscale": float(self.lengthscale), "alpha": float(self.alpha)}
 
 
 def _root(s: Array) -> Array:

@@ -126,6 +126,15 @@ def test_a_set_that_is_off_by_more_than_float32_rounds_is_not_exact():
     assert not jd.certify(model, worse).exact
 
 
+def test_a_parameter_may_have_any_name(tmp_path):
+    def scaled(parameters, x):
+        return jnp.tanh(x @ parameters["probe"])
+
+    phi = Function(scaled, {"probe": RNG.standard_normal((12, 16)) / 3}, (12,))
+    small = jd.distill(jd.fit_ridge(phi, X, Y, lam=1.0), ipc=4, reference=(X, Y), key=KEY)
+    assert jd.load_set(small.save(tmp_path / "s.npz"), features=phi).digest == small.digest
+
+
 @pytest.mark.parametrize("kernel", [False, True])
 def test_a_file_takes_its_own_map_back_and_no_other(kernel, tmp_path):
     phi = Function(network, weights(), (3, 4))
@@ -165,7 +174,9 @@ def test_a_file_takes_its_own_map_back_and_no_other(kernel, tmp_path):
         ({"apply": 3}, "apply is a int"),
         ({"parameters": {"act": jnp.tanh}}, "at act.*equinox.partition"),
         ({"parameters": {"w": np.array([np.nan])}}, "w holds 1 values that are not finite"),
+        ({"parameters": {"key": jax.random.key(0)}}, "at key.*arrays alone"),
         ({"input_shape": (0,)}, "input_shape is"),
+        ({"input_shape": 12}, "input_shape is 12"),
     ],
 )
 def test_functions_that_are_no_feature_maps_are_refused(change, says):
