@@ -119,7 +119,7 @@ def _named(
     named: Parameters = {}
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "parameters"
-        key = isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        key = isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         array = None if key or callable(leaf) or isinstance(leaf, str) else np.array(leaf)
         if array is None or array.dtype.kind not in "biufV":
             raise InputError(
