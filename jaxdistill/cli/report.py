@@ -183,8 +183,8 @@ def _verdict_in_float64(r: dict[str, Any]) -> list[str]:
         return [f"certificate  exact: the error is within what rounding explains, {r['tolerance']:.0e}"]
     if r["solved_full"] is False:
         return [
-            "certificate  not exact: the full model itself is not the ridge solution: it leaves a residual of "
-            f"{r['residual_full']:.0e}, rounding explains {r['residual_tolerance']:.0e}"
+            "certificate  not exact: the full model itself is not the ridge solution: it leaves a residual "
+            f"of {r['residual_full']:.0e}, rounding explains {r['residual_tolerance']:.0e}"
         ]
     if r["settings"] is not None:
         return [

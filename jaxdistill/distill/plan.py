@@ -134,7 +134,7 @@ def plan_distillation(
             f"{model.features.num_features} features of {model.features.num_inputs} inputs; use "
             f"size >= {count}, or do not demand exactness for the best set of this size"
         )
-    # Inputs are no better known than the data they stand for: rounding of either hides the sum of the weights.
+    # Inputs are no better known than the data: rounding of either hides the sum of the weights.
     coarser = max(np.dtype(dtype), np.dtype(model.data_dtype), key=lambda kind: np.finfo(kind).eps)
     kind = _label_kind(model, m, rank, num_targets, labels, realistic, construction, coarser)
     soft = kind in (LabelKind.SOFT, LabelKind.WEIGHTED)

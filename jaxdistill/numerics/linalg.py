@@ -164,6 +164,6 @@ def check_squares(name: str, array: Any) -> None:
     # With room for the eps^2 that an error of rounding adds, and for sums.
     if largest > 0 and not np.sqrt(limits.tiny) / limits.eps < largest < np.sqrt(limits.max) * limits.eps:
         raise InputError(
-            f"{name} are of size {largest:.0e}, whose square float64 cannot hold; use a penalty and targets of "
-            "more moderate size"
+            f"{name} are of size {largest:.0e}, whose square float64 cannot hold; use a penalty and targets "
+            "of more moderate size"
         )

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -118,7 +120,9 @@ def test_a_float32_table_standardised_by_hand_gets_a_set_that_float32_can_train_
             assert cert.relative_weight_error_float32 < 100 * np.finfo(np.float32).eps
             assert cert.accuracy_distilled_float32 == cert.accuracy_full
     uneven = x.astype(np.float64) + 1e-3 * rng.standard_normal(x.shape)
-    assert jd.fit_ridge(jd.features.Linear(10), uneven, jd.one_hot(classes, 3), lam=1.0).data_dtype == "float64"
+    assert (
+        jd.fit_ridge(jd.features.Linear(10), uneven, jd.one_hot(classes, 3), lam=1.0).data_dtype == "float64"
+    )
 
 
 def told(model, small, problem):
@@ -137,7 +141,9 @@ def test_the_report_says_how_the_full_model_was_solved_and_what_float32_makes_of
     assert len(_verdict(good)) == 1 and "exact:" in _verdict(good)[0]
     bad = told(model, jd.distill(model, ipc=1, labels="hard", key=KEY), problem)
     assert bad["condition"] > 1e6
-    assert _verdict(bad)[1].startswith("in float32   another model") and "train in float64" in _verdict(bad)[1]
+    assert (
+        _verdict(bad)[1].startswith("in float32   another model") and "train in float64" in _verdict(bad)[1]
+    )
     nan = good | {"relative_weight_error_float32": float("nan")}
     assert len(_verdict(nan)) == 2
     wrong = dataclasses.replace(model, weights=1.001 * model.weights)
@@ -156,3 +162,34 @@ def test_huge_penalties_are_exact_or_refused_in_one_line(problem, lam):
         return
     with pytest.raises(InputError, match="square float64 cannot hold"):
         jd.distill(model, ipc=1, key=KEY)
+
+
+class Shifting(nn.Module):
+    """A layer whose outputs nearly cancel, as those of a batch norm with a large running mean do."""
+
+    @nn.compact
+    def __call__(self, x):
+        shift = self.param("shift", nn.initializers.constant(3e4), (x.shape[-1],))
+        mean = self.param("mean", nn.initializers.constant(3e4), (x.shape[-1],))
+        return jnp.tanh(0.3 * x + shift - mean)
+
+
+def test_the_tolerance_counts_the_rounding_that_a_map_makes_itself(problem):
+    module = Shifting()
+    variables = module.init(KEY, jnp.zeros((1, 12)))
+    phi = jd.features.Encoder.of(module, variables=variables, input_shape=(12,))
+    plain = jd.features.Encoder.of(
+        module,
+        variables=jax.tree.map(jnp.zeros_like, variables),  # the same function without the cancellation
+        input_shape=(12,),
+    )
+    certificates = {}
+    for name, features in (("plain", plain), ("shifted", phi)):
+        model = jd.fit_ridge(features, problem["x"], problem["y"], lam=1.0)
+        small = jd.distill(model, ipc=1, reference=(problem["x"], problem["y"]), key=KEY)
+        certificates[name] = jd.certify(model, small)
+    plain_one, shifted = certificates["plain"], certificates["shifted"]
+    assert plain_one.exact and shifted.exact
+    # A relative change of the inputs is not what costs digits here: 3e4 beside features of size one is.
+    growth = shifted.tolerance / shifted.condition / (plain_one.tolerance / plain_one.condition)
+    assert 1e3 < growth < 1e6
