@@ -63,3 +63,11 @@ class ConvergenceError(JaxDistillError):
     def __init__(self, message: str, result: object = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+class BudgetError(JaxDistillError):
+    """A privacy budget is out of range, spent, or would be spent on something that was not counted."""
+
+
+class AssumptionError(JaxDistillError):
+    """An assumption of a published theorem fails on these data; the message names it."""

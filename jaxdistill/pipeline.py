@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from jaxdistill.data.datasets import load_dataset, one_hot
 from jaxdistill.data.preprocess import AbstractPreprocess
-from jaxdistill.data.transforms import fit_preprocess
+from jaxdistill.data.transforms import fit_preprocess, to_inputs
 from jaxdistill.errors import InputError
 from jaxdistill.features import (
     KINDS,
@@ -80,9 +80,9 @@ class Task:
 
     Args:
         name: Name of the data set.
-        x: Training inputs, shape (n, d).
+        x: Training inputs, shape (n, d), float32.
         y: Training targets, shape (n, k), float64.
-        x_test: Test inputs, shape (t, d).
+        x_test: Test inputs, shape (t, d), float32.
         y_test: Test targets: classes (t,), or real values (t, k).
         preprocess: Transform from images to inputs.
         class_names: Names of the classes, or None for regression.
@@ -113,7 +113,7 @@ def prepare(
 
     Raises:
         DatasetError: the data cannot be used.
-        InputError: an unknown preprocessing.
+        InputError: an unknown preprocessing, or a column that float32 cannot hold even after it.
     """
     data = load_dataset(dataset, progress=progress)
     transform = fit_preprocess(preprocess, data.x_train)
@@ -125,9 +125,9 @@ def prepare(
         y = data.y_train
     return Task(
         name=data.name,
-        x=transform.forward(data.x_train),
+        x=to_inputs(transform, data.x_train, name="x_train", training=True),
         y=y,
-        x_test=transform.forward(data.x_test),
+        x_test=to_inputs(transform, data.x_test, name="x_test", training=False),
         y_test=data.y_test,
         preprocess=transform,
         class_names=data.class_names,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +36,8 @@ def draw_rows(
 ) -> Path:
     """Draw rows of images below each other, class names above, and save them as PNG.
 
-    Images in [0, 1] up to a tenth are shown as they are; others are stretched, each to its own extremes,
-    and the row says so. A table row (d,) is drawn as a square heat map.
+    Images in [0, 1] up to a tenth are shown as they are; others are stretched, each to its own extremes (a
+    constant one is grey), and the row says so. A table row (d,) is drawn as a square heat map.
 
     Args:
         rows: What to draw, all with the same number of columns or fewer.
@@ -61,6 +63,8 @@ def draw_rows(
     # One pair of axes in inches, from the top: a pair for every image would take most of the time.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
+    # Names are what they are: a dollar sign begins no formula.
+    write = partial(axes.text, parse_math=False)
     for line, row in enumerate(rows):
         top = above + _CELL * line
         shown = [as_picture(image) for image in row.images[:columns]]
@@ -69,15 +73,17 @@ def draw_rows(
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
         stretched = any(not natural for _, natural in shown)
         title = row.title + ("\n(stretched)" if stretched else "")
-        axes.text(_LEFT - 0.1, top + _CELL / 2, title, ha="right", va="center", fontsize=8)
+        write(_LEFT - 0.1, top + _CELL / 2, title, ha="right", va="center", fontsize=8)
     for column, name in enumerate(names[:columns] if names is not None else ()):
         text = name if len(name) <= 10 else f"{name[:9]}…"
         axes.text(_LEFT + _CELL * (column + 0.5), above - 0.06, text, ha="center", va="bottom", fontsize=8)
     if note:
-        axes.text(0.01 * width, height - 0.06, note, fontsize=7, color="0.35")
+        write(0.01 * width, height - 0.06, note, fontsize=7, color="0.35")
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box is drawn in its place
+        figure.savefig(buffer, format="png")
     return write_atomically(path, buffer.getvalue())
 
 
@@ -107,5 +113,5 @@ def as_picture(example: np.ndarray) -> tuple[np.ndarray, bool]:
     low, high = float(image.min()), float(image.max())
     natural = low >= -0.1 and high <= 1.1
     if not natural:
-        image = (image - low) / (high - low)
+        image = (image - low) / (high - low) if high > low else np.full_like(image, 0.5)
     return np.clip(image, 0, 1), natural

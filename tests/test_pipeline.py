@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import pairwise_distances
+from sklearn.preprocessing import StandardScaler
 
 from jaxdistill.data.datasets import load_dataset
 from jaxdistill.errors import InputError
@@ -51,6 +54,52 @@ def test_real_valued_targets_stay_as_they_are_and_are_not_centred(tmp_path):
     assert task.class_names is None
     with pytest.raises(InputError, match="centring is for classes"):
         prepare(str(path), centred=True)
+
+
+def table_file(path, column, dtype, test=None):
+    """A table of one column of interest beside noise, as a file."""
+    noise = np.random.default_rng(0).standard_normal(len(column)).round(3) * 1000
+    x = np.stack([column, noise], axis=1).astype(dtype)
+    y = np.linspace(-1.0, 1.0, len(x))
+    np.savez(path, x_train=x, y_train=y, x_test=x[:3] if test is None else test, y_test=y[:3])
+    return x
+
+
+@given(
+    offset=st.sampled_from([0, 1e3, 1.7e9, -4e12]),
+    step=st.sampled_from([1, 7, 1000]),
+    dtype=st.sampled_from(["f8", ">f8", "i8", ">i8", "longdouble"]),
+    preprocess=st.sampled_from(["standardize", "zca"]),
+)
+def test_a_table_is_standardised_before_it_is_rounded(tmp_path_factory, offset, step, dtype, preprocess):
+    path = tmp_path_factory.mktemp("table") / "stamps.npz"
+    x = table_file(path, offset + step * np.arange(200), dtype)
+    task = prepare(str(path), preprocess=preprocess)
+    assert task.x.dtype == task.x_test.dtype == np.float32
+    assert len(np.unique(task.x[:, 0])) == 200
+    if preprocess == "standardize":
+        expected = StandardScaler().fit_transform(x.astype("f8"))
+        np.testing.assert_allclose(task.x, expected, rtol=0, atol=1e-5)
+    # The way back is exact to float32's rounding of inputs, not of the units.
+    back = task.preprocess.inverse(task.x.astype(np.float64))
+    np.testing.assert_allclose(back, x.astype("f8"), rtol=0, atol=1e-5 * x.astype("f8").std(0).max())
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i8"])
+def test_a_column_that_loses_its_values_is_named(tmp_path, dtype):
+    path = tmp_path / "stamps.npz"
+    table_file(path, 1_700_000_000 + np.arange(200), dtype)
+    with pytest.raises(InputError, match="x_train: column 0 loses its values in float32"):
+        prepare(str(path), preprocess="none")
+    table_file(path, 2000 + np.arange(200), dtype)  # years
+    assert len(np.unique(prepare(str(path), preprocess="none").x[:, 0])) == 200
+
+
+def test_values_that_float32_cannot_hold_are_named(tmp_path):
+    path = tmp_path / "large.npz"
+    table_file(path, np.full(200, 1.0), "f8", test=np.array([[1.0, 0.0], [1.0, 0.0], [1e300, 0.0]]))
+    with pytest.raises(InputError, match=r"x_test: column 0 is 1e\+300 in row 2"):
+        prepare(str(path))
 
 
 def test_every_kind_of_features_is_made_from_its_name_and_the_same_from_the_same_key():

@@ -47,6 +47,23 @@ def test_what_is_drawn_is_the_image(tmp_path):
     assert dark[changed].max() < 0.01 < 0.99 < light[changed].min()
 
 
+@pytest.mark.parametrize("name", ["$", "$x^", "cost $5 and $6", "\\frac{", "猫", "\U0001f600", "a_b^c", ""])
+def test_every_name_is_drawn_as_it_is_without_a_warning(tmp_path, name):
+    """Warnings are errors here."""
+    images = np.random.default_rng(0).random((1, 4, 4, 1))
+    path = draw_rows([Row(name, images)], [name], tmp_path / "a.png", name)
+    plain = draw_rows([Row("", images)], [""], tmp_path / "b.png", "")
+    assert path.read_bytes().startswith(PNG)
+    assert (path.read_bytes() == plain.read_bytes()) == (name == "")
+
+
+@pytest.mark.parametrize("value", [-3.0, 7.0, 1.7e9])
+@pytest.mark.parametrize("shape", [(4, 4, 1), (5,), (4, 4, 3)])
+def test_a_constant_example_is_flat(value, shape):
+    drawn, natural = as_picture(np.full(shape, value))
+    assert not natural and np.all(drawn == 0.5)
+
+
 def test_a_picture_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):

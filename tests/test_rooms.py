@@ -13,7 +13,7 @@ FLOORS = (
     ("__main__",),
     ("cli",),
     ("__init__",),
-    ("kip", "pipeline", "plots"),
+    ("kip", "pipeline", "plots", "privacy"),
     ("evaluate",),
     ("distill",),
     ("sets", "solve"),

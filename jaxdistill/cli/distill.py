@@ -14,6 +14,7 @@ from jaxdistill.cli.options import (
     check_labels,
     chosen_features,
 )
+from jaxdistill.cli.private import add_private_options, check_private, distill_private
 from jaxdistill.cli.steps import (
     add_output_options,
     certify_and_write,
@@ -62,6 +63,7 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
     solver.add_argument("--seconds", type=float, help="time after which the best so far is kept")
     kernels = parser.add_argument_group("sets of kernels")
     kernels.add_argument("--support", choices=SUPPORTS, help="which points; default balanced")
+    add_private_options(parser)
     add_output_options(parser)
 
 
@@ -69,10 +71,15 @@ def distill(options: argparse.Namespace) -> int:
     """Construct a distilled set, save it, and certify what was saved."""
     chosen = chosen_features(options, MAPS_ONLY)
     check_labels(options, chosen)
+    check_private(options, chosen)
     folder = writable_folder(options.out)
     lam = number("lam", options.lam, ("auto",))
     lam_s = number("lam_s", options.lam_s, ("auto",) if chosen.is_kernel else ("max", "auto"))
     progress = sys.stderr.isatty() and not options.json
+
+    if options.epsilon is not None:
+        distill_private(options, chosen, lam, lam_s, folder, progress)
+        return 0
 
     from jaxdistill.pipeline import Stopwatch
 

@@ -53,7 +53,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
     watch = Stopwatch()
     with watch.stage("load"):
-        small, data, x_test = _load(options, progress)
+        small, data, x_test = load_file(options, progress)
     with watch.stage("certify"):
         certificate = certify(small, small, x_test, data.y_test, progress=progress)
     report = describe(data.name, small, certificate.to_dict()) | {"seconds": seconds_of(watch.seconds)}
@@ -75,7 +75,7 @@ def _transfer(options: argparse.Namespace, progress: bool) -> int:
 
     watch = Stopwatch()
     with watch.stage("load"):
-        small, data, x_test = _load(options, progress)
+        small, data, x_test = load_file(options, progress)
     with watch.stage("transfer"):
         if chosen.is_kernel:
             features: Any = make_kernel(chosen, small.x)
@@ -100,9 +100,10 @@ def _transfer(options: argparse.Namespace, progress: bool) -> int:
     return 0
 
 
-def _load(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, Any]:
+def load_file(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, Any]:
     """The set, the data, and their test inputs as its model sees them."""
     from jaxdistill.data.datasets import load_dataset
+    from jaxdistill.data.transforms import to_inputs
     from jaxdistill.sets.kernel_set import load_set
 
     small = load_set(options.file)
@@ -114,5 +115,5 @@ def _load(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, Any]:
                 f"{options.file} was made for examples of shape {small.preprocess.shape}, "
                 f"{data.name} has {data.example_shape}; name the data set it was made from"
             )
-        x_test = small.preprocess.forward(x_test)
+        x_test = to_inputs(small.preprocess, x_test, name="x_test", training=False)
     return small, data, x_test

@@ -111,11 +111,12 @@ def _head(r: dict[str, Any]) -> list[str]:
     if r["teacher"] not in (None, r["n"]):
         model += f", trained on {r['teacher']}"
     lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
+    # A head whose weights were given has neither.
+    training = "" if r["n"] is None else f"{r['n']} training and "
+    penalty = "given weights" if r["lam"] is None else f"lam = {r['lam']:.4g}"
     lines = [
-        f"data         {r['dataset']}: {r['n']} training and {r['num_test']} test examples, "
-        f"d = {r['d']}, k = {r['k']}",
-        f"model        {model}, lam = {r['lam']:.4g}"
-        + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
+        f"data         {r['dataset']}: {training}{r['num_test']} test examples, d = {r['d']}, k = {r['k']}",
+        f"model        {model}, {penalty}" + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
         f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
         f"{r['construction']}, inputs in {r['stored']}{lost}",
     ]
@@ -180,7 +181,11 @@ def _verdict_in_float32(r: dict[str, Any]) -> list[str]:
 
 def _verdict_in_float64(r: dict[str, Any]) -> list[str]:
     if r["exact"]:
-        return [f"certificate  exact: the error is within what rounding explains, {r['tolerance']:.0e}"]
+        # Kernels are computed in float64 throughout.
+        short = ", in float32 as the features are computed" if r.get("precision") == "float32" else ""
+        return [
+            f"certificate  exact: the error is within what rounding explains{short}, {r['tolerance']:.0e}"
+        ]
     if r["solved_full"] is False:
         return [
             "certificate  not exact: the full model itself is not the ridge solution: it leaves a residual "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,28 @@ def load_and_fit(
             centred=options.targets == "centred",
             progress=progress,
         )
+    _check_budget(options, task)
     with watch.stage("fit"):
         fit = _fit_kernel if chosen.is_kernel else _fit_features
         model = fit(options, chosen, task, lam, progress)
     return task, model
+
+
+def _check_budget(options: argparse.Namespace, task: Any) -> None:
+    """Raise where real-valued targets, which have no classes to count by, come without a size."""
+    if task.class_names is not None or options.size is not None:
+        return
+    from jaxdistill.ridge.targets import TargetKind, detect_targets
+
+    k, found = task.y.shape[1], sorted(set(task.y.ravel().tolist())) if task.y.shape[1] == 1 else []
+    looks = ""
+    if k > 1 and detect_targets(task.y) is not TargetKind.REAL:
+        looks = f" (its rows look like one-hot rows of {k} classes: save y.argmax(axis=1))"
+    elif 2 <= len(found) <= len(task.y) / 2 and found == list(range(len(found))):
+        looks = f" (its values are 0., 1., ... {found[-1]:.0f}.: save y.astype(int))"
+    raise InputError(
+        f"{task.name} has real-valued targets: give --size N; to classify, save y as integers{looks}"
+    )
 
 
 def _fit_features(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
@@ -158,11 +177,8 @@ def writable_folder(name: str) -> Path:
 
 
 def write_files(folder: Path, small: Any, task: Any) -> list[str]:
-    """Write a set, its certificate and its picture; the folder is made only now."""
-    import numpy as np
-
+    """Write a set, its certificate and, if it can be drawn, its picture; the folder is made only now."""
     from jaxdistill.numerics.files import write_atomically
-    from jaxdistill.plots import MOST_COLUMNS, Row, draw_rows
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +189,20 @@ def write_files(folder: Path, small: Any, task: Any) -> list[str]:
         small.save(folder / "distilled.npz"),
         write_atomically(folder / "certificate.json", certificate.encode()),
     ]
+    try:
+        files.append(_draw(small, task, folder / "images.png"))
+    except Exception as error:  # a picture that fails must not cost the set
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"jaxdistill: images.png was not drawn ({reason}); the set is written", file=sys.stderr)
+    return [str(file) for file in files]
+
+
+def _draw(small: Any, task: Any, path: Path) -> Path:
+    """The picture of a set, above real examples where there are classes."""
+    import numpy as np
+
+    from jaxdistill.plots import MOST_COLUMNS, Row, draw_rows
+
     images = small.images
     columns = min(MOST_COLUMNS, len(images) if task.class_names is None else len(task.class_names))
     real = small.recipe["construction"] in _REAL
@@ -180,11 +210,10 @@ def write_files(folder: Path, small: Any, task: Any) -> list[str]:
     lines = range(0, min(len(images), 4 * columns), columns)
     rows = [Row(title if start == 0 else "", images[start : start + columns]) for start in lines]
     names = task.class_names
-    if names is not None:
+    if names is not None and "privacy" not in small.recipe:  # real images are in no file of a private set
         first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(columns)]
         rows.append(Row("real", task.preprocess.inverse(task.x[first])))
-    files.append(draw_rows(rows, names, folder / "images.png", _caption(small)))
-    return [str(file) for file in files]
+    return draw_rows(rows, names, path, _caption(small))
 
 
 def _caption(small: Any) -> str:

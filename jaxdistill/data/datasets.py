@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from jaxdistill.data.preprocess import channels_first
 from jaxdistill.errors import DatasetError, InputError
+from jaxdistill.numerics.arrays import as_array
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 DATA_DIR_VARIABLE = "JAXDISTILL_DATA_DIR"
@@ -43,7 +45,8 @@ class Dataset:
 
     Attributes:
         name: What was asked for; of a file, its name without ``.npz``.
-        x_train: Images (n,H,W,C) in [0,1], or a table (n,d) in its own units.
+        x_train: Images (n,H,W,C) in [0,1], float32; or a table (n,d) in its own units, float64 unless it was
+            saved in float32 or less.
         y_train: Classes (n,), numbered from 0; or real targets (n,t) for regression.
         x_test: As ``x_train``.
         y_test: As ``y_train``.
@@ -56,9 +59,9 @@ class Dataset:
     """
 
     name: str
-    x_train: Float32[np.ndarray, "n_train *shape"]
+    x_train: Float32[np.ndarray, "n_train *shape"] | Float64[np.ndarray, "n_train d"]
     y_train: Int64[np.ndarray, " n_train"] | Float64[np.ndarray, "n_train t"]
-    x_test: Float32[np.ndarray, "n_test *shape"]
+    x_test: Float32[np.ndarray, "n_test *shape"] | Float64[np.ndarray, "n_test d"]
     y_test: Int64[np.ndarray, " n_test"] | Float64[np.ndarray, "n_test t"]
     class_names: tuple[str, ...] | None
 
@@ -83,12 +86,13 @@ class Dataset:
         return self.x_train.shape[1:]
 
 
-def load_dataset(name: str, *, progress: bool = False) -> Dataset:
+def load_dataset(name: str | os.PathLike[str], *, progress: bool = False) -> Dataset:
     """Load a data set by name or from a file.
 
     Images become float32 (n,H,W,C) in [0,1]: uint8 is divided by 255, float must be in [0,1]
-    already, grey images (n,H,W) gain a channel axis. Tables (n,d) keep their units. Integer
-    labels are classes, float labels are regression targets.
+    already, grey images (n,H,W) gain a channel axis. Tables (n,d) keep their units and their precision:
+    float64 and integer tables become float64. Integer labels are classes, float labels are regression
+    targets.
 
     Args:
         name: One of
@@ -115,6 +119,7 @@ def load_dataset(name: str, *, progress: bool = False) -> Dataset:
         >>> data.x_train.dtype, float(data.x_train.max()), data.y_train.dtype
         (dtype('float32'), 1.0, dtype('int64'))
     """
+    name = os.fspath(name)
     if name == "digits":
         return _load_digits()
     if name.endswith(".npz"):
@@ -154,7 +159,7 @@ def one_hot(labels: np.ndarray, num_classes: int, *, centred: bool = False) -> F
         array([[-0.5,  0.5],
                [ 0.5, -0.5]])
     """
-    labels = np.asarray(labels)
+    labels = as_array("labels", labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(f"labels must be integers of shape (n,), got {labels.dtype} of shape {labels.shape}")
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -227,7 +232,7 @@ def _load_npz(path: Path) -> Dataset:
                     f"{path} lacks {', '.join(missing)} (it has {', '.join(file) or 'nothing'}); "
                     f"save it with np.savez(path, {', '.join(f'{key}=...' for key in KEYS)})"
                 )
-            arrays = [np.asarray(file[key]) for key in KEYS]
+            arrays = [as_array(key, file[key]) for key in KEYS]
             names = np.asarray(file["class_names"]) if "class_names" in file else None
     except FileNotFoundError:
         raise DatasetError(f"{path} does not exist; check the path") from None
@@ -271,6 +276,8 @@ def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] 
     del x, y
     x_train = _checked_inputs(name, "x_train", raw.pop("x_train"))
     x_test = _checked_inputs(name, "x_test", raw.pop("x_test"))
+    if x_train.dtype != x_test.dtype:  # tables alone: one part in float32, the other in float64
+        x_train, x_test = x_train.astype(np.float64), x_test.astype(np.float64)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DatasetError(
             f"{name}: one example has shape {x_train.shape[1:]} in x_train "
@@ -293,12 +300,16 @@ def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] 
     return Dataset(name, x_train, y_train, x_test, y_test, class_names)
 
 
-def _checked_inputs(name: str, key: str, x: np.ndarray) -> Float32[np.ndarray, "n *shape"]:
-    """Float32 images (n,H,W,C) in [0,1], or a float32 table (n,d) in its own units."""
+def _checked_inputs(
+    name: str, key: str, x: np.ndarray
+) -> Float32[np.ndarray, "n *shape"] | Float64[np.ndarray, "n d"]:
+    """Float32 images (n,H,W,C) in [0,1], or a table (n,d) in its own units and precision."""
     if x.ndim not in (2, 3, 4):
         raise DatasetError(
             f"{name}: {key} has shape {x.shape}; give images (n,H,W,C) or (n,H,W), or a table (n,d)"
         )
+    if cure := channels_first(x.shape):
+        raise DatasetError(f"{name}: {key} has shape {x.shape}; {cure}")
     if x.ndim > 2 and x.dtype == np.uint8:
         images = np.divide(x, 255, dtype=np.float32, order="C")
         return images[..., None] if x.ndim == 3 else images
@@ -307,8 +318,10 @@ def _checked_inputs(name: str, key: str, x: np.ndarray) -> Float32[np.ndarray, "
             f"{name}: {key} has type {x.dtype}; give uint8 images of 0 to 255, "
             "float images in [0,1], or a numeric table"
         )
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and named below
-        x = np.ascontiguousarray(x, dtype=np.float32)
+    # Time stamps differ in digits that float32 does not have: a table is standardised before it is rounded.
+    narrow = x.ndim > 2 or (x.dtype.kind == "f" and x.dtype.itemsize <= 4)
+    with np.errstate(over="ignore"):  # what the type cannot hold is infinite, and named below
+        x = np.ascontiguousarray(x, dtype=np.float32 if narrow else np.float64)
     # A NaN carries over into the minimum, and no array of flags is needed to find it.
     low, high = float(x.min()), float(x.max())
     if not (np.isfinite(low) and np.isfinite(high)):

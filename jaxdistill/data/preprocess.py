@@ -18,6 +18,7 @@ from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
 from jaxdistill.errors import InputError
+from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite
 from jaxdistill.numerics.pytrees import register_pytree
 
@@ -93,9 +94,9 @@ class Identity(AbstractPreprocess):
     kind: ClassVar[str] = "none"
 
     @classmethod
-    def fit(cls, x: np.ndarray) -> Self:
+    def fit(cls, x: Any) -> Self:
         """Take the shape of one example from training data (n,*shape)."""
-        check_training_data(x)
+        x = training_data(x)
         check_finite("x", x)
         return cls(shape=x.shape[1:])
 
@@ -105,10 +106,12 @@ class Identity(AbstractPreprocess):
         return cls(shape=checked_shape(settings["shape"]))
 
     def forward(self, x: Array) -> Array:  # noqa: D102
-        return x.reshape((*batch_shape(x, self.shape, "x"), self.num_inputs))
+        batch, rows = flat_rows("x", x, self.shape)
+        return rows.reshape((*batch, self.num_inputs))
 
     def inverse(self, inputs: Array) -> Array:  # noqa: D102
-        return inputs.reshape(batch_shape(inputs, (self.num_inputs,), "inputs") + self.shape)
+        batch, rows = flat_rows("inputs", inputs, (self.num_inputs,))
+        return rows.reshape(batch + self.shape)
 
 
 @final
@@ -141,16 +144,16 @@ class Standardize(AbstractPreprocess):
     std: Float64[np.ndarray, " c"] | Any
 
     @classmethod
-    def fit(cls, x: np.ndarray) -> Self:
+    def fit(cls, x: Any) -> Self:
         """Measure mean and standard deviation of training data.
 
         Args:
-            x: Images (n,H,W,C) or a table (n,d), float32 or float64.
+            x: Images (n,H,W,C) or a table (n,d), in floats that NumPy reads.
 
         Raises:
             InputError: ``x`` has another shape or type, or values that are not finite.
         """
-        check_training_data(x)
+        x = training_data(x)
         count, mean, squares = moments_by_channel(x)
         if not np.isfinite(squares).all():
             check_finite("x", x)
@@ -196,8 +199,8 @@ class Standardize(AbstractPreprocess):
         return tuple(np.flatnonzero(self.std == 0).tolist())
 
     def forward(self, x: Array) -> Array:  # noqa: D102
-        batch = batch_shape(x, self.shape, "x")
-        rows, mean, divisor = matched(x.reshape(-1, self.num_inputs), *self._row_constants())
+        batch, rows = flat_rows("x", x, self.shape)
+        rows, mean, divisor = matched(rows, *self._row_constants())
         if isinstance(rows, np.ndarray):
             inputs: Any = np.empty(rows.shape, rows.dtype)
             for block in blocks(rows):
@@ -208,8 +211,8 @@ class Standardize(AbstractPreprocess):
         return inputs.reshape((*batch, self.num_inputs))
 
     def inverse(self, inputs: Array) -> Array:  # noqa: D102
-        batch = batch_shape(inputs, (self.num_inputs,), "inputs")
-        rows, mean, divisor = matched(inputs.reshape(-1, self.num_inputs), *self._row_constants())
+        batch, rows = flat_rows("inputs", inputs, (self.num_inputs,))
+        rows, mean, divisor = matched(rows, *self._row_constants())
         if isinstance(rows, np.ndarray):
             x: Any = np.empty(rows.shape, rows.dtype)
             for block in blocks(rows):
@@ -290,27 +293,45 @@ def blocks(x: np.ndarray, elements: int | None = None) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def batch_shape(x: Any, shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """The leading axes of x; an error unless it is floating and ends in shape."""
-    check_type(name, x)
+def flat_rows(name: str, x: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:
+    """The leading axes of x, and x as rows of floats; an error unless it ends in shape.
+
+    What is not an array of JAX becomes one of NumPy.
+    """
+    if isinstance(x, jax.Array):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(f"{name} has type {x.dtype}; convert it to float32 or float64")
+        x = x if x.dtype in (jnp.float32, jnp.float64) else x.astype(jnp.float32)
+    else:
+        x = as_floats(name, x, finite=False)
     split = x.ndim - len(shape)
     if split < 0 or x.shape[split:] != shape:
         expected = ", ".join(map(str, ("n", *shape)))
         raise InputError(f"expected {name} of shape ({expected}), got {x.shape}; check the axes")
-    return x.shape[:split]
+    return x.shape[:split], x.reshape(-1, math.prod(shape))
 
 
-def check_type(name: str, x: Any) -> None:
-    """Raise unless an array is of float32 or float64."""
-    if x.dtype not in (np.float32, np.float64):
-        raise InputError(f"{name} has type {x.dtype}; convert it to float32 or float64")
+def channels_first(shape: tuple[int, ...]) -> str | None:
+    """What to do about images (n,C,H,W), as other libraries have them; None for any other shape.
+
+    Example:
+        >>> channels_first((100, 3, 32, 32))
+        'channels come last; use np.moveaxis(x, 1, -1), of shape (100, 32, 32, 3)'
+    """
+    if len(shape) != 4 or shape[1] not in (1, 3) or min(shape[2:]) <= 4:
+        return None
+    n, channels, height, width = shape
+    return f"channels come last; use np.moveaxis(x, 1, -1), of shape {(n, height, width, channels)}"
 
 
-def check_training_data(x: np.ndarray) -> None:
-    """Raise unless these are images or a table of floats, with at least one value."""
-    check_type("x", x)
+def training_data(x: Any) -> np.ndarray:
+    """Images or a table of floats, with at least one value, as an array of NumPy."""
+    x = as_floats("x", x, finite=False)
     if x.ndim not in (2, 4) or x.size == 0:
         raise InputError(f"expected images (n,H,W,C) or a table (n,d) to fit on, got {x.shape}")
+    if cure := channels_first(x.shape):
+        raise InputError(f"x has shape {x.shape}; {cure}")
+    return x
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:

@@ -4,9 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
-from jaxdistill.data.preprocess import AbstractPreprocess, Identity, Standardize
+from jaxdistill.data.preprocess import (
+    AbstractPreprocess,
+    Identity,
+    Standardize,
+    blocks,
+    moments_by_channel,
+)
 from jaxdistill.data.zca import ZCA
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.names import check_choice
@@ -14,9 +21,11 @@ from jaxdistill.numerics.names import check_choice
 KINDS: dict[str, type[Identity] | type[Standardize] | type[ZCA]] = {
     cls.kind: cls for cls in (Identity, Standardize, ZCA)
 }
+# Rounding that is larger than this share of a column's spread has cost it its values.
+_LOST = 1e-3
 
 
-def fit_preprocess(kind: str, x: np.ndarray, *, reg: float | None = None) -> AbstractPreprocess:
+def fit_preprocess(kind: str, x: Any, *, reg: float | None = None) -> AbstractPreprocess:
     """Fit a transform by name.
 
     Args:
@@ -37,6 +46,53 @@ def fit_preprocess(kind: str, x: np.ndarray, *, reg: float | None = None) -> Abs
     if KINDS[kind] is not ZCA:
         raise InputError(f"preprocessing {kind!r} takes no reg; leave it out, or use 'zca'")
     return ZCA.fit(x, reg=reg)
+
+
+def to_inputs(
+    preprocess: AbstractPreprocess, x: np.ndarray, *, name: str, training: bool
+) -> Float32[np.ndarray, "n d"]:
+    """Examples as a model sees them: transformed in their own precision, and only then float32.
+
+    Args:
+        preprocess: The transform.
+        x: Examples (n,*shape).
+        name: What they are called in a message.
+        training: Whether they tell the spread of a column, by which its rounding is judged.
+
+    Raises:
+        InputError: A column holds more than float32 can, or loses its values to rounding; names it.
+
+    Example:
+        >>> seconds = 1.7e9 + np.arange(5.0)[:, None]
+        >>> len(set(to_inputs(Standardize.fit(seconds), seconds, name="x", training=True).ravel()))
+        5
+    """
+    rows = preprocess.forward(x)
+    if rows.dtype == np.float32:
+        return rows
+    with np.errstate(over="ignore"):
+        inputs = rows.astype(np.float32)
+    beyond = np.argwhere(~np.isfinite(inputs))
+    if beyond.size:
+        row, column = beyond[0]
+        raise InputError(
+            f"{name}: column {column} is {rows[row, column]:.3g} in row {row} after preprocessing, more than "
+            "float32 holds; rescale the column or leave it out"
+        )
+    if not training:
+        return inputs
+    count, _, squares = moments_by_channel(rows)
+    rounding = np.zeros_like(squares)
+    for block in blocks(rows):
+        rounding += np.square(inputs[block] - rows[block]).sum(axis=0)
+    lost = np.flatnonzero((rounding > _LOST**2 * squares) & (squares > 0))
+    if lost.size:
+        spread, change = np.sqrt(squares[lost[0]] / count), np.sqrt(rounding[lost[0]] / count)
+        raise InputError(
+            f"{name}: column {lost[0]} loses its values in float32: its standard deviation is {spread:.3g} "
+            f"and rounding changes it by {change:.3g}; standardise it, or subtract an offset"
+        )
+    return inputs
 
 
 def rebuild_preprocess(

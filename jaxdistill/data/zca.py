@@ -14,12 +14,12 @@ from jaxdistill.data.preprocess import (
     PRODUCT_ELEMENTS,
     AbstractPreprocess,
     Array,
-    batch_shape,
     blocks,
-    check_training_data,
     checked_constant,
     checked_shape,
+    flat_rows,
     matched,
+    training_data,
 )
 from jaxdistill.errors import InputError, RankError
 from jaxdistill.numerics.linalg import check_finite, matmul
@@ -68,11 +68,11 @@ class ZCA(AbstractPreprocess):
     reg: float = field(metadata={"static": True})
 
     @classmethod
-    def fit(cls, x: np.ndarray, *, reg: float = 0.1) -> Self:
+    def fit(cls, x: Any, *, reg: float = 0.1) -> Self:
         """Decompose the covariance of training data, in float64.
 
         Args:
-            x: Images (n,H,W,C) or a table (n,d), float32 or float64.
+            x: Images (n,H,W,C) or a table (n,d), floats in whatever NumPy reads.
             reg: Regulariser as a multiple of the mean eigenvalue, at least 0.
 
         Raises:
@@ -81,7 +81,7 @@ class ZCA(AbstractPreprocess):
             RankError: The examples are all the same, or their covariance is singular and ``reg``
                 too small to mend it.
         """
-        check_training_data(x)
+        x = training_data(x)
         check_finite("x", x)
         if not (math.isfinite(reg) and reg >= 0):
             raise InputError(f"reg is {reg}; give a finite number of at least 0")
@@ -125,8 +125,8 @@ class ZCA(AbstractPreprocess):
         )
 
     def forward(self, x: Array) -> Array:  # noqa: D102
-        batch = batch_shape(x, self.shape, "x")
-        rows, mean = matched(x.reshape(-1, self.num_inputs), self.mean)
+        batch, rows = flat_rows("x", x, self.shape)
+        rows, mean = matched(rows, self.mean)
         if isinstance(rows, np.ndarray):
             inputs: Any = np.empty(rows.shape, rows.dtype)
             matrix = self._matrix(1 / self.scale, rows.dtype)
@@ -136,8 +136,8 @@ class ZCA(AbstractPreprocess):
         return self._scaled(rows - mean, 1 / self.scale).reshape((*batch, self.num_inputs))
 
     def inverse(self, inputs: Array) -> Array:  # noqa: D102
-        batch = batch_shape(inputs, (self.num_inputs,), "inputs")
-        rows, mean = matched(inputs.reshape(-1, self.num_inputs), self.mean)
+        batch, rows = flat_rows("inputs", inputs, (self.num_inputs,))
+        rows, mean = matched(rows, self.mean)
         if isinstance(rows, np.ndarray):
             x = np.matmul(rows, self._matrix(self.scale, rows.dtype))
             x += mean

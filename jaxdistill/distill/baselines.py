@@ -17,10 +17,12 @@ from jaxdistill.distill.plan import class_rows
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.numerics.keys import host_generator
-from jaxdistill.numerics.linalg import check_finite, in_float64, matmul
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.keys import checked_key, host_generator
+from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.model import RidgeModel, predict
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.ridge.targets import TargetKind
 from jaxdistill.sets.artifact import DistilledSet
 
@@ -87,11 +89,10 @@ def baseline(
     if name == "label distillation":
         made = distill(model, size=plan.size, realistic="fixed", reference=(x, y), key=key)
         return DistilledSet(**{**made.__dict__, "recipe": {**made.recipe, "construction": name}})
-    x, y = np.asarray(x), np.asarray(y)
-    key_pick, key_choose = jax.random.split(key)
+    x, y = as_floats("x", x), as_floats("y", y)
+    key_pick, key_choose = jax.random.split(checked_key(key))
     # Also where it is not used: the same checks of the pool, and the same real examples.
     points = pick_reference(model, (x, y), plan.size, key_pick)[0]
-    check_finite("x", x)
     if name != "random":
         named = np.zeros(len(y), int) if real else y.argmax(axis=1)
         step = 1 if real else y.shape[1]
@@ -104,7 +105,7 @@ def baseline(
         rows = class_rows(model, plan.size)
         penalty = _best_penalty(model, points, rows)
     else:
-        arrays = points, np.asarray(model.weights), np.asarray(model.moments.gram)
+        arrays = points, np.asarray(model.weights), np.asarray(model.moments_for("a baseline").gram)
         rows, penalty = in_float64(_solved, model.features, *arrays)
     return DistilledSet(
         x=points,
@@ -117,10 +118,10 @@ def baseline(
             "labels": labels,
             "targets": model.target_kind.value,
             "rank": plan.rank,
-            "lam": float(model.lam),
+            "lam": model.lam,
             "lam_s": "best on the training data" if labels == "hard" else "auto",
             "num_train": len(x),
-            "full_model": model.solution.to_dict(),
+            "full_model": recorded(model.solution),
         },
     )
 
@@ -134,7 +135,8 @@ def _solved(phi: AbstractFeatureMap, x: Array, weights: Array, gram: Array) -> t
 
 def _best_penalty(model: RidgeModel, x: np.ndarray, rows: np.ndarray) -> float:
     """The penalty with which hard labels have the least squared error on all training data."""
-    arrays = x, rows, np.asarray(model.moments.gram), np.asarray(model.moments.cross)
+    moments = model.moments_for("the best penalty of a baseline")
+    arrays = x, rows, np.asarray(moments.gram), np.asarray(moments.cross)
     lams, errors = in_float64(_score, model.features, *arrays, _RELATIVE_PENALTIES)
     return float(lams[np.argmin(errors)])
 

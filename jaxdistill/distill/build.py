@@ -33,10 +33,11 @@ from jaxdistill.distill.plan import (
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.distill.scaling import Scaled, choose_scale
 from jaxdistill.errors import InputError
-from jaxdistill.numerics.keys import split_key
+from jaxdistill.numerics.keys import checked_key, split_key
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.sets.artifact import DistilledSet
 
 
@@ -162,7 +163,7 @@ def distill(
         f"constructing {m} examples with {p} features in float64",
         "ask for fewer examples or use fewer features",
     )
-    key_pick, key_labels, key_noise = split_key(key, 3)
+    key_pick, key_labels, key_noise = split_key(checked_key(key), 3)
     if realistic is not None and reference is None:
         raise InputError(f"realistic={realistic!r} needs real examples; pass reference=(x, y)")
     solved = None
@@ -186,7 +187,8 @@ def distill(
     rows: np.ndarray | None = None
     even = False
     if m < plan.rank and plan.construction is not Construction.FIXED and solved is None:
-        target, rows, lost = in_float64(reduced, model.weights, model.moments.gram, m)
+        gram = model.moments_for(f"a set of {m} examples for weights of rank {plan.rank}").gram
+        target, rows, lost = in_float64(reduced, model.weights, gram, m)
     if solved is not None:
         inputs, scaled, fixed_labels, lost = solved.x, None, None, solved.lost
     elif plan.construction is Construction.FIXED:
@@ -218,12 +220,12 @@ def distill(
             "rank": plan.rank,
             "count": plan.count,
             "lost": float(lost),
-            "lam": float(model.lam),
+            "lam": model.lam,
             "lam_s": plan.lam_s,
             "largest_lam_s": None if plan.soft or scaled is None else scaled.largest_lam_s,
             "scale": None if scaled is None else scaled.scale,
-            "num_train": int(model.moments.count),
-            "full_model": model.solution.to_dict(),
+            "num_train": None if model.moments is None else int(model.moments.count),
+            "full_model": recorded(model.solution),
             "solver": None if solved is None else solved.report,
         },
     )
@@ -302,5 +304,6 @@ def _labels_as_stored(
     """Soft labels and their penalty from the inputs as they are stored, rounding included."""
     lam_s = np.nan if plan.lam_s == "auto" else plan.lam_s
     weighted = plan.labels is LabelKind.WEIGHTED
-    y, lam = in_float64(stored_labels, model.features, x, target, model.moments.gram, lam_s, weighted)
+    gram = model.moments_for("weighted labels").gram if weighted else np.zeros((0, 0))
+    y, lam = in_float64(stored_labels, model.features, x, target, gram, lam_s, weighted)
     return y, float(lam)

@@ -94,7 +94,9 @@ def _inside(model: RidgeModel, left: np.ndarray, right: np.ndarray) -> RidgeMode
         model,
         features=DeepLinear((right,)),
         weights=left.T @ np.asarray(model.weights, np.float64),
-        moments=Moments(
+        moments=None
+        if moments is None
+        else Moments(
             left.T @ np.asarray(moments.gram) @ left,
             left.T @ np.asarray(moments.cross),
             moments.target_gram,

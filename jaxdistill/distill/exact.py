@@ -3,8 +3,8 @@
 Pure functions of arrays: they work in the precision of what they are given, and under jit, vmap and
 grad. Inputs outside the domain give NaN here and typed errors in :func:`jaxdistill.distill`.
 
-With an intercept, ``f(x) = phi(x) B + b``, the same algebra holds for the contrasts of features, labels and free
-part (:mod:`jaxdistill.numerics.contrasts`), which see no mean; the means follow from
+With an intercept, ``f(x) = phi(x) B + b``, the same algebra holds for the contrasts of features, labels and
+free part (:mod:`jaxdistill.numerics.contrasts`), which see no mean; the means follow from
 ``mean(Ys) = mean(Phis) B + b``. What takes no intercept here is to be given contrasts.
 """
 
@@ -71,7 +71,10 @@ def recover_singular_values(
     # At the largest admissible penalty the discriminant is zero up to rounding of either sign.
     rounding = 16 * jnp.finfo(d_values.dtype).eps
     inside = discriminant > 0
-    root = jnp.where(inside, jnp.sqrt(jnp.where(inside, discriminant, 1.0)), 0.0)
+    # A compiler may compute the discriminant twice, fused in two ways, and come to two signs of a zero: what
+    # stands in for the negative ones has a root of about zero too.
+    tiny = jnp.finfo(d_values.dtype).tiny
+    root = jnp.where(inside, jnp.sqrt(jnp.where(inside, discriminant, tiny)), 0.0)
     root = jnp.where(discriminant < -rounding, jnp.nan, root)
     return jnp.where(larger, (1 + root) / (2 * d_values), 2 * lam_s * d_values / (1 + root))
 
@@ -130,8 +133,8 @@ def exact_features(
     stay zero.
 
     With an intercept the same within what is orthogonal to the ones vector, and then one shift:
-    ``D = (B Lc^+)^T + (P1 - Lc Lc^+) Z`` with ``Lc = P1 L``, ``P1 = I - 1 1^T / m``, and ``Phis + 1 c^T`` with c of
-    :func:`mean_features`.
+    ``D = (B Lc^+)^T + (P1 - Lc Lc^+) Z`` with ``Lc = P1 L``, ``P1 = I - 1 1^T / m``, and ``Phis + 1 c^T``
+    with c of :func:`mean_features`.
 
     Args:
         weights: B, shape (p, k).
@@ -168,10 +171,10 @@ def mean_features(
 ) -> Float[Array, " p"]:
     """The mean feature vector c with which a set returns its intercept: ``c B = mean(Ys) - b``.
 
-    ``c = mu + (mean(Ys) - b - mu B) B^+``: of all solutions the one nearest to mu. Of labels whose mean is that of
-    the training targets, and mu the mean feature of the training data, it is mu itself. Singular values of B
-    below sqrt(eps) of the largest are left out: c would lean on them out of all proportion. (Those of
-    one-hot targets leave rounding where their rows should sum to zero.)
+    ``c = mu + (mean(Ys) - b - mu B) B^+``: of all solutions the one nearest to mu. Of labels whose mean is
+    that of the training targets, and mu the mean feature of the training data, it is mu itself. Singular
+    values of B below sqrt(eps) of the largest are left out: c would lean on them out of all proportion. (The
+    weights of one-hot targets have rounding where their rows should sum to zero.)
 
     Args:
         weights: B, shape (p, k).

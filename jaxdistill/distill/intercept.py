@@ -12,8 +12,8 @@ from jaxdistill.errors import RankError
 def check_label_mean(weights: Any, intercept: Any, labels: Any) -> None:
     """Check that some mean feature vector c gives the labels their mean: ``c B = mean(Ys) - b``.
 
-    It does where ``mean(Ys) - b`` lies in the row space of B. One-hot rows pass wherever the targets were one-hot: all
-    sum to one, and the rows of B to zero. The singular values of B that
+    It does where ``mean(Ys) - b`` lies in the row space of B. One-hot rows pass wherever the targets were
+    one-hot: all sum to one, and the rows of B to zero. The singular values of B that
     :func:`~jaxdistill.distill.exact.mean_features` leaves out do not count here either.
 
     Args:
@@ -44,6 +44,6 @@ rows with the mean of the training targets, or use labels='soft'
         share = 100 * outside / np.linalg.norm(offset)
         raise RankError(
             "the mean of the labels differs from the intercept by what no features can give: "
-            f"{share:.2g} % of the difference lie outside the row space of the weights; give rows with "
+            f"{share:.3g} % of the difference lie outside the row space of the weights; give rows with "
             "the mean of the training targets, or use labels='soft'"
         )

@@ -13,6 +13,7 @@ from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.plan import Construction, Plan, spanning_rows
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.errors import ConvergenceError, InputError, InverseError
+from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.keys import host_generator
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.model import RidgeModel
@@ -65,16 +66,16 @@ def find_inputs(
     starts = choose_starts(model, plan, reference, options, key_pick, key_noise)
     check_derivative(model.features, starts[0, :_CHECKED])
     phi, seconds = model.features, options.seconds
+    steps: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
     if plan.construction is Construction.PROJECTION:
-        gram = model.moments.gram
-        steps = {} if options.steps is None else {"steps": options.steps}
+        what = f"a set of {plan.size} examples, fewer than m* = {plan.count},"
+        gram = model.moments_for(what).gram
         tries = [
             project(phi, model.weights, gram, x, box=box, seconds=seconds, progress=progress, **steps)
             for x in starts
         ]
         best = min(tries, key=lambda found: found.report.loss)
         return Found(best.x, best.report.loss, best.report.to_dict())
-    steps = {} if options.steps is None else {"steps": options.steps}
     solution = solve_spanning(
         phi,
         model.weights,
@@ -85,7 +86,7 @@ def find_inputs(
         sharpness=sharpness,
         mobility=options.mobility,
         seconds=seconds,
-        tolerance=max(_BELOW_ROUNDING * float(np.finfo(stored).eps), ROUNDING * phi.num_features**0.5),
+        tolerance=_tolerance(phi, stored),
         method=plan.method,
         progress=progress,
         **steps,
@@ -98,6 +99,12 @@ def find_inputs(
             solution,
         )
     return Found(solution.x, 0.0, report.to_dict())
+
+
+def _tolerance(phi: AbstractFeatureMap, stored: Any) -> float:
+    """Residual below which an inexact set cannot be told from an exact one, stored and computed as it is."""
+    digits = float(np.finfo(phi.precision).eps / np.finfo(np.float64).eps)
+    return max(_BELOW_ROUNDING * float(np.finfo(stored).eps), digits * ROUNDING * phi.num_features**0.5)
 
 
 def choose_starts(
@@ -137,7 +144,8 @@ def _closed_features(model: RidgeModel, plan: Plan, key: Array) -> np.ndarray:
     rows = spanning_rows(model, plan.size, plan.rank, key)
     factors = in_float64(noisy_factors, model.weights, rows, 1.0, plan.rank, key)
     features = in_float64(features_of_factors, factors, 0.0, np.asarray(True))
-    size = np.sqrt(np.trace(model.moments.gram) / model.moments.count)
+    moments = model.moments_for("a start of the size of the training features")
+    size = np.sqrt(np.trace(moments.gram) / moments.count)
     return features * (size * np.sqrt(plan.size) / np.linalg.norm(features))
 
 

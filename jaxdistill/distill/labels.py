@@ -38,9 +38,9 @@ def soft_labels(
     space of Phis: B itself, for every lam_s >= 0, exactly where that space holds the columns of B; always
     where m >= p and Phis has rank p.
 
-    With an intercept ``Ys = (Kc + lam_s I) a + 1 (b + mean(Phis) B)``, ``a = (Phic^T)^+ B``, of centred features
-    Phic and their Gram matrix Kc: B and b, exactly where the rows of Phic hold the columns of B. Where they do
-    not, the retrained model agrees with the full one at the mean of the set.
+    With an intercept ``Ys = (Kc + lam_s I) a + 1 (b + mean(Phis) B)``, ``a = (Phic^T)^+ B``, of centred
+    features Phic and their Gram matrix Kc: B and b, exactly where the rows of Phic hold the columns of B.
+    Where they do not, the retrained model agrees with the full one at the mean of the set.
 
     Args:
         features: Phis, shape (m, p).

@@ -134,7 +134,8 @@ def plan_distillation(
             f"{model.features.num_features} features of {model.features.num_inputs} inputs; use "
             f"size >= {count}, or do not demand exactness for the best set of this size"
         )
-    # Inputs are no better known than the data: rounding of either hides the sum of the weights.
+    # Inputs are no better known than the data they stand for: rounding of either hides the sum of the
+    # weights.
     coarser = max(np.dtype(dtype), np.dtype(model.data_dtype), key=lambda kind: np.finfo(kind).eps)
     kind = _label_kind(model, m, rank, num_targets, labels, realistic, construction, coarser)
     soft = kind in (LabelKind.SOFT, LabelKind.WEIGHTED)
@@ -203,13 +204,14 @@ def given_rows(model: RidgeModel, labels: Any, size: int, rank: int) -> np.ndarr
 
 
 def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.ndarray:
-    """Random rows that span the outputs of the model evenly, as large as training targets are.
+    """Random rows that span the outputs of the model evenly, as large as training targets (one-hot rows) are.
 
     ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns.
     """
     right = np.linalg.svd(model.weights, full_matrices=False)[2][:rank]
     columns = np.linalg.qr(host_generator(key).standard_normal((size, rank)))[0]
-    rms = np.sqrt(np.trace(model.moments.target_gram) / model.moments.count)
+    moments = model.moments
+    rms = 1.0 if moments is None else np.sqrt(np.trace(moments.target_gram) / moments.count)
     return columns @ right * (rms * np.sqrt(size / rank))
 
 

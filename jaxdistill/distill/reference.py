@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.errors import InputError
+from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.keys import host_generator
 from jaxdistill.numerics.linalg import check_finite
 from jaxdistill.ridge.model import RidgeModel
@@ -33,7 +34,8 @@ def pick_reference(
     """
     if not (isinstance(reference, tuple) and len(reference) == 2):
         raise InputError("reference must be a pair (x, y) of real inputs and targets")
-    x, y = np.asarray(reference[0]), np.asarray(reference[1])
+    x = as_floats("reference x", reference[0], finite=False)  # of many, the few that are picked are checked
+    y = as_floats("reference y", reference[1], finite=False)
     d, k = model.features.num_inputs, model.weights.shape[1]
     if x.ndim != 2 or x.shape[1] != d or y.shape != (len(x), k):
         raise InputError(f"reference has shapes {x.shape} and {y.shape}, expected (n, {d}) and (n, {k})")

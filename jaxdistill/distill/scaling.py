@@ -74,7 +74,7 @@ def choose_scale(
     if bound is not None and np.max(np.abs(middle)) >= bound:
         raise InverseError(
             f"the mean feature vector has an entry of size {np.max(np.abs(middle)):.4g}, outside the range "
-            f"[-{bound:.4g}, {bound:.4g}] of the map; leave labels out, whose mean is then that of the targets"
+            f"[-{bound:.4g}, {bound:.4g}] of the map; use labels='soft', whose mean is that of the targets"
         )
     if scale is None and bound is None:
         scale = 1.0

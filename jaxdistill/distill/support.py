@@ -13,11 +13,14 @@ from jaxdistill.distill.reference import balanced_rows
 from jaxdistill.errors import InputError, KernelError
 from jaxdistill.kernels.pivoted import pivoted_cholesky
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_matrix
-from jaxdistill.numerics.keys import host_generator
-from jaxdistill.numerics.linalg import check_finite, in_float64, matmul, reciprocal
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.keys import checked_key, host_generator
+from jaxdistill.numerics.linalg import in_float64, matmul, reciprocal
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.kernel_fit import KernelModel
+from jaxdistill.ridge.residual import recorded
+from jaxdistill.ridge.source import NO_CLASSES
 from jaxdistill.ridge.targets import TargetKind
 from jaxdistill.sets.kernel_set import KernelSet
 
@@ -88,12 +91,12 @@ def distill_kernel(
     """
     check_choice("support", support, SUPPORTS)
     check_choice("labels", labels, LABELS)
+    checked_key(key)
     x = check_inputs("x", x, model.x.shape[1])
-    y = np.asarray(y, np.float64)
+    y = as_floats("y", y, cure=NO_CLASSES).astype(np.float64)
     k = model.alpha.shape[1]
     if y.shape != (len(x), k):
         raise InputError(f"y has shape {y.shape}, expected ({len(x)}, {k}): one row of targets an example")
-    check_finite("y", y)
     classes = model.target_kind is not TargetKind.REAL
     size = _size(ipc, size, k, classes)
     if labels == "hard" and not classes:
@@ -135,7 +138,7 @@ def distill_kernel(
             "lam_s": "auto" if lam_s is None else lam,
             "num_train": len(model.x),
             "num_targets": len(x),
-            "full_model": model.solution.to_dict(),
+            "full_model": recorded(model.solution),
         },
     )
 

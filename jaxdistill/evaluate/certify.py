@@ -15,9 +15,16 @@ from jaxdistill.distill.exact import retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
 from jaxdistill.evaluate.full_model import full_residual
-from jaxdistill.evaluate.scores import accuracy, agreement, check_test_targets, squared_error
+from jaxdistill.evaluate.scores import (
+    accuracy,
+    agreement,
+    is_real,
+    read_test_targets,
+    squared_error,
+)
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.numerics.linalg import check_finite, check_squares, in_float64
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.linalg import check_squares, in_float64
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import predict
 from jaxdistill.sets.artifact import DistilledSet
@@ -50,16 +57,19 @@ class Certificate:
         relative_weight_error: ``|B_s - B| / |B|`` (Frobenius).
         relative_weight_error_float32: The same in float32.
         cosine: Cosine of the angle between B_s and B.
-        tolerance: Largest relative error that rounding explains: 100 eps of the stored inputs, times
-            what the feature map makes of rounding (of the inputs, or of its own in float32, whichever is
-            more), times the condition number of the features; at most sqrt(eps).
+        tolerance: Largest relative error that rounding explains: 100 eps of the stored inputs, or of the
+            features where those are computed in less, times what the feature map makes of rounding (of the
+            inputs, or of its own in float32, whichever is more), times the condition number of the features;
+            at most sqrt(eps).
         condition: Condition number of the distilled features.
         exact: Whether the error is within the tolerance, m reaches the rank of B, and the full model is the
             ridge solution as far as is known (``solved_full`` is not False).
         size: m.
         rank: Numerical rank of B: the number of examples that exactness needs.
         stored: Type of the stored inputs.
-        agreement: Share of test inputs on which the two models name the same class.
+        precision: What the features are computed in: "float64", or "float32" where the map is made so, and
+            then exact means to float32's rounding.
+        agreement: Share of test inputs on which the two models name the same class; None for real values.
         agreement_float32: The same for the model retrained in float32.
         accuracy_full: Test accuracy of the full model, in [0, 1].
         accuracy_distilled: Test accuracy of the retrained model.
@@ -98,6 +108,7 @@ class Certificate:
     size: int
     rank: int
     stored: str
+    precision: str
     agreement: float | None
     agreement_float32: float | None
     accuracy_full: float | None
@@ -199,13 +210,14 @@ def certify(
     narrow, phi_float32 = _retrain_float32(small, signs)
     rank = int(np.linalg.matrix_rank(full))
     error = _relative(wide, full)
-    eps = float(np.finfo(small.x.dtype).eps)
+    precision = small.features.precision
+    eps = float(max(np.finfo(small.x.dtype).eps, np.finfo(precision).eps))
     # A map whose layers cancel rounds more than its inputs do; float32 beside float64 shows by how much.
     own = _relative(phi_float32, phi) / float(np.finfo(np.float32).eps)
     growth = max(float(amplification), own) if np.isfinite(own) else float(amplification)
     tolerance = min(100 * eps * float(condition) * growth, math.sqrt(eps))
     original = full_residual(model)
-    tests = _compare_on_test(small.features, full, wide, narrow, x_test, y_test, progress)
+    tests = _compare_on_test(small, full, wide, narrow, x_test, y_test, progress)
     return Certificate(
         relative_weight_error=error,
         relative_weight_error_float32=_relative(narrow, full),
@@ -216,6 +228,7 @@ def certify(
         size=len(small.x),
         rank=rank,
         stored=small.x.dtype.name,
+        precision=precision,
         digest=small.digest,
         **original,
         **tests,
@@ -247,7 +260,7 @@ def _relative(weights: np.ndarray, full: np.ndarray) -> float:
 
 
 def _compare_on_test(
-    features: AbstractFeatureMap,
+    small: DistilledSet,
     full: np.ndarray,
     wide: np.ndarray,
     narrow: np.ndarray,
@@ -270,21 +283,21 @@ def _compare_on_test(
     report["num_test"] = 0
     if x_test is None:
         return report
-    x = np.asarray(x_test)
+    features = small.features
+    x = as_floats("x_test", x_test)
     if x.ndim != 2 or x.shape[1] != features.num_inputs or len(x) == 0:
         raise InputError(f"x_test has shape {x.shape}, expected (t, {features.num_inputs}) with t > 0")
-    check_finite("x_test", x)
-    k = full.shape[1]
+    k, real = full.shape[1], is_real(small.recipe)
     # One pass over the test features serves all three models.
     outputs = predict(features, np.hstack([full, wide, narrow]), x, progress=progress)
     f_full, f_wide, f_narrow = (outputs[:, i * k : (i + 1) * k] for i in range(3))
     report["num_test"] = len(x)
     report["prediction_error"] = _relative(f_wide, f_full)
-    report["agreement"] = agreement(f_wide, f_full)
-    report["agreement_float32"] = agreement(f_narrow, f_full)
+    report["agreement"] = agreement(f_wide, f_full, real=real)
+    report["agreement_float32"] = agreement(f_narrow, f_full, real=real)
     if y_test is None:
         return report
-    y = check_test_targets(y_test, len(x), k)
+    y = read_test_targets(y_test, len(x), k, real=real)
     report["squared_error_full"] = squared_error(f_full, y)
     report["squared_error_distilled"] = squared_error(f_wide, y)
     report["accuracy_full"] = accuracy(f_full, y)

@@ -12,7 +12,13 @@ from jaxtyping import Array
 
 from jaxdistill.errors import InputError, KernelError
 from jaxdistill.evaluate.full_model import full_residual
-from jaxdistill.evaluate.scores import accuracy, agreement, check_test_targets, squared_error
+from jaxdistill.evaluate.scores import (
+    accuracy,
+    agreement,
+    is_real,
+    read_test_targets,
+    squared_error,
+)
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.kernel_fit import KernelModel
@@ -228,18 +234,18 @@ def _on_test(
     report["gap_bound"] = float(np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max()))
     cross = TiledKernel.of(small.kernel, x, small.x, dtype=np.float64, progress=progress)
     both = cross.matmul(np.concatenate([wide, narrow], axis=1))
-    k = wide.shape[1]
+    k, real = wide.shape[1], is_real(small.recipe)
     f_small, f_narrow = both[:, :k], both[:, k:]
     f_full = None if model is None else model.predict(x, dtype=np.float64, progress=progress)
     if f_full is not None:
         difference = f_small - f_full
         report["largest_gap"] = float(np.max(np.linalg.norm(difference, axis=1)))
         report["prediction_error"] = float(np.linalg.norm(difference) / np.linalg.norm(f_full))
-        report["agreement"] = agreement(f_small, f_full)
-        report["agreement_float32"] = agreement(f_narrow, f_full)
+        report["agreement"] = agreement(f_small, f_full, real=real)
+        report["agreement_float32"] = agreement(f_narrow, f_full, real=real)
     if y_test is None:
         return report
-    y = check_test_targets(y_test, len(x), k)
+    y = read_test_targets(y_test, len(x), k, real=real)
     report["squared_error_distilled"] = squared_error(f_small, y)
     report["accuracy_distilled"] = accuracy(f_small, y)
     report["accuracy_distilled_float32"] = accuracy(f_narrow, y)

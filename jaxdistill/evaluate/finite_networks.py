@@ -12,9 +12,11 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.errors import InputError
+from jaxdistill.evaluate.scores import read_test_targets
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.networks.standard import make_network, name_of, settings_of
 from jaxdistill.networks.training import train_networks
+from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.model import predict
 from jaxdistill.sets.artifact import DistilledSet
@@ -166,17 +168,18 @@ def evaluate_images(
         key: Random key.
         progress: Whether to show bars.
     """
-    x, y, x_test, y_test = (np.asarray(a) for a in (x, y, x_test, y_test))
+    x, y, x_test = as_floats("x", x), as_floats("y", y), as_floats("x_test", x_test)
     shape = tuple(image_shape)
     size = int(np.prod(shape))
     if x.ndim != 2 or x_test.ndim != 2 or x.shape[1] != size or x_test.shape[1] != size:
         raise InputError(
             f"inputs have shapes {x.shape} and {x_test.shape}, expected rows of {size} for images of {shape}"
         )
-    if y_test.ndim != 1 or len(y_test) != len(x_test) or not np.issubdtype(y_test.dtype, np.integer):
-        raise InputError(f"y_test has shape {y_test.shape} and type {y_test.dtype}; expected classes (t,)")
     if y.ndim != 2 or y.shape[1] < 2:
         raise InputError(f"labels have shape {y.shape}; networks are tested on classes, at least two")
+    classes = read_test_targets(y_test, len(x_test), y.shape[1], real=False).classes
+    if classes is None:
+        raise InputError("y_test holds real values; networks are tested on classes (t,), or one-hot rows")
     made = make_network(network, num_outputs=y.shape[1]) if isinstance(network, str) else network
     start = perf_counter()
     images = x.reshape(-1, *shape)
@@ -184,7 +187,7 @@ def evaluate_images(
         made, images, y, config or TrainConfig(), seeds=seeds, key=key, progress=progress
     )
     own = trained.predict(images).argmax(axis=-1) == y.argmax(axis=1)
-    right = trained.predict(x_test.reshape(-1, *shape)).argmax(axis=-1) == y_test
+    right = trained.predict(x_test.reshape(-1, *shape)).argmax(axis=-1) == classes
     accuracies = right.mean(axis=1)
     name = name_of(made)
     return NetworkScores(

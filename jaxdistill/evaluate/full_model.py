@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.sets.artifact import AbstractSet
 
 _FIELDS = {
@@ -22,14 +23,14 @@ def full_residual(model: Any) -> dict[str, Any]:
 
     Args:
         model: A full model, which is measured now; a saved set, whose file tells what was measured; or
-            anything else, of which nothing is known.
+            a head without data, of which nothing is known.
 
     Returns:
         Residual, its tolerance, whether it is within, rank and what it dropped; each None where not known.
     """
     told: dict[str, Any] | None = None
     if isinstance(model, (RidgeModel, KernelModel)):
-        told = model.solution.to_dict()
+        told = recorded(model.solution)
     elif isinstance(model, AbstractSet):
         told = model.recipe.get("full_model")
     return {name: None if told is None else told[key] for name, key in _FIELDS.items()}

@@ -12,7 +12,14 @@ from jaxtyping import Array, Float
 
 from jaxdistill.distill.exact import retrain
 from jaxdistill.errors import InputError
-from jaxdistill.evaluate.scores import accuracy, agreement, check_test_targets, classes_of, squared_error
+from jaxdistill.evaluate.scores import (
+    accuracy,
+    agreement,
+    classes_of,
+    is_real,
+    read_test_targets,
+    squared_error,
+)
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.feature import FeatureKernel
@@ -23,7 +30,6 @@ from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.kernel_fit import fit_kernel_ridge
 from jaxdistill.ridge.kernel_selection import choose_penalty
 from jaxdistill.ridge.model import predict
-from jaxdistill.ridge.targets import TargetKind
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import KernelSet
 
@@ -149,7 +155,8 @@ def transfer(
     else:
         raise InputError(f"features is a {type(features).__name__}; pass a feature map or a kernel")
     x = check_inputs("x_test", x_test, small.x.shape[1])
-    y = None if y_test is None else check_test_targets(y_test, len(x), small.y.shape[1])
+    real = is_real(small.recipe)
+    y = None if y_test is None else read_test_targets(y_test, len(x), small.y.shape[1], real=real)
     source = small.kernel if isinstance(small, KernelSet) else small.features
     own = _train(source, small.x, small.y, small.lam, progress)
     rows = _rows(small, labels, own(small.x.astype(np.float64)))
@@ -174,7 +181,7 @@ def transfer(
         lam_chosen_by=chosen_by,
         accuracy=None if y is None else accuracy(outputs, y),
         accuracy_own=None if y is None else accuracy(others, y),
-        agreement=agreement(outputs, others),
+        agreement=agreement(outputs, others, real=real),
         squared_error=None if y is None else squared_error(outputs, y),
         squared_error_own=None if y is None else squared_error(others, y),
         size=len(small.x),
@@ -201,7 +208,7 @@ def _rows(small: DistilledSet | KernelSet, labels: str, soft: np.ndarray) -> Flo
     if labels != "hard":
         return small.y if labels == "own" else np.asarray(soft, np.float64)
     k = small.y.shape[1]
-    if k == 1 or small.recipe.get("targets") == TargetKind.REAL.value:
+    if k == 1 or is_real(small.recipe):
         raise InputError("a set of real-valued targets has no hard labels; use labels='soft' or 'own'")
     named = classes_of(small.y)
     return np.eye(k)[soft.argmax(axis=1) if named is None else named]

@@ -1,7 +1,7 @@
 """Feature maps phi: d -> p, each a frozen pytree with its inverse beside its forward.
 
 Knows inputs and their features; nothing of targets. A new map is one file here: a subclass of
-:class:`AbstractFeatureMap` and a line in ``KINDS``. Begin with :mod:`jaxdistill.features.linear`.
+:class:`AbstractFeatureMap` and a line in ``stored.KINDS``. Begin with :mod:`jaxdistill.features.linear`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,26 +11,15 @@ from jaxdistill.features.convolution import ConvolutionalNetwork
 from jaxdistill.features.deep_linear import DeepLinear
 from jaxdistill.features.encoder import Encoder
 from jaxdistill.features.fourier import RandomFourier
+from jaxdistill.features.function import Function
 from jaxdistill.features.invertible import InvertibleNetwork
 from jaxdistill.features.linear import Linear
 from jaxdistill.features.network import RandomNetwork
+from jaxdistill.features.stored import KINDS
 from jaxdistill.networks.activation import ACTIVATIONS, Activation
 
 if TYPE_CHECKING:
     from jaxdistill.features.trained import train_encoder
-
-KINDS: dict[str, type[AbstractFeatureMap]] = {
-    kind.kind: kind
-    for kind in (
-        Linear,
-        RandomFourier,
-        RandomNetwork,
-        ConvolutionalNetwork,
-        DeepLinear,
-        InvertibleNetwork,
-        Encoder,
-    )
-}
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,6 +29,7 @@ __all__ = [
     "ConvolutionalNetwork",
     "DeepLinear",
     "Encoder",
+    "Function",
     "InvertibleNetwork",
     "Linear",
     "RandomFourier",

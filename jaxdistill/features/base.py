@@ -25,6 +25,8 @@ class AbstractFeatureMap(abc.ABC):
     """
 
     kind: ClassVar[str]
+    # What :meth:`from_parts` takes beside the file, where the map is code that no file holds.
+    code: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abc.abstractmethod
@@ -39,6 +41,11 @@ class AbstractFeatureMap(abc.ABC):
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
         """Features of one input or of a batch."""
+
+    @property
+    def precision(self) -> str:
+        """What float64 inputs are computed in: "float64", or "float32" where the map is made so."""
+        return "float64"
 
     @property
     def feature_bound(self) -> float | None:

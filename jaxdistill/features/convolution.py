@@ -18,6 +18,7 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.networks.activation import Activation
 from jaxdistill.networks.pooling import POOLS, pool
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import HIGHEST, least_change
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.numerics.pytrees import register_pytree
@@ -118,7 +119,7 @@ class ConvolutionalNetwork(AbstractFeatureMap):
         Activation(activation, negative_slope)
         kernels = []
         for layer_key, fan, out in zip(
-            jax.random.split(key, len(channels)), (shape[2], *channels), channels, strict=False
+            jax.random.split(checked_key(key), len(channels)), (shape[2], *channels), channels, strict=False
         ):
             fan_in = kernel_size**2 * fan
             if weights == "gaussian":

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import matmul, pinv
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.numerics.pytrees import register_pytree
@@ -78,7 +79,7 @@ class DeepLinear(AbstractFeatureMap):
         check_choice("weights", weights, ("gaussian", "orthogonal"))
         layers = []
         for layer_key, fan_in, fan_out in zip(
-            jax.random.split(key, len(widths)), sizes[:-1], sizes[1:], strict=True
+            jax.random.split(checked_key(key), len(widths)), sizes[:-1], sizes[1:], strict=True
         ):
             if weights == "gaussian":
                 draw = jax.random.normal(layer_key, (fan_out, fan_in), jnp.float32)

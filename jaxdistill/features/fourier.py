@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import least_change, matmul
 from jaxdistill.numerics.pytrees import register_pytree
 
@@ -86,7 +87,7 @@ class RandomFourier(AbstractFeatureMap):
             raise InputError(f"sizes must be positive, got dim={dim}, num_features={num_features}")
         if not (math.isfinite(lengthscale) and lengthscale > 0):
             raise InputError(f"lengthscale is {lengthscale}; it must be positive and finite")
-        key_directions, key_norms, key_phases = jax.random.split(key, 3)
+        key_directions, key_norms, key_phases = jax.random.split(checked_key(key), 3)
         if frequencies == "gaussian":
             directions = jax.random.normal(key_directions, (num_features, dim), jnp.float32)
         elif frequencies == "orthogonal":

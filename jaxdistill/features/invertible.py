@@ -16,6 +16,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.networks.activation import Activation
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.pytrees import register_pytree
 
@@ -91,7 +92,7 @@ class InvertibleNetwork(AbstractFeatureMap):
         Activation(activation)
         seen, moved = dim // 2, dim - dim // 2
         rotations, hidden, outer = [], [], []
-        for layer_key in jax.random.split(key, depth):
+        for layer_key in jax.random.split(checked_key(key), depth):
             keys = jax.random.split(layer_key, 3)
             rotations.append(orthogonal_rows(keys[0], dim, dim))
             draws = (

@@ -7,6 +7,8 @@ of a batch of inputs that returns the output of the module or of one of its laye
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,13 +44,21 @@ class Pure:
     library: str
 
 
-def purify(module: Any, variables: Any | None, layer: str | None) -> Pure:
+def purify(
+    module: Any,
+    variables: Any | None,
+    layer: str | None,
+    shape: tuple[int, ...],
+    arguments: dict[str, Any] | None = None,
+) -> Pure:
     """Take a flax module apart.
 
     Args:
         module: A linen module, or an nnx module, which holds its own parameters.
-        variables: Variables of a linen module, as ``module.init`` returns them.
+        variables: Variables of a linen module, as ``module.init`` returns them, or its "params" alone.
         layer: Name of the layer whose output is wanted, such as "encoder/Dense_0"; None for the last.
+        shape: Shape of one input.
+        arguments: Further arguments of the module's call.
 
     Raises:
         InputError: not a flax module, or variables that are missing or have no place.
@@ -61,11 +71,11 @@ def purify(module: Any, variables: Any | None, layer: str | None) -> Pure:
             raise InputError(
                 "a linen module holds no parameters; pass variables=module.init(key, x), after training"
             )
-        return _purify_linen(module, variables, layer)
+        return _purify_linen(module, variables, layer, arguments or {})
     if isinstance(module, nnx.Module):
         if variables is not None:
             raise InputError("an nnx module holds its own parameters; leave variables out")
-        return _purify_nnx(module, layer)
+        return _purify_nnx(module, layer, shape, arguments or {})
     raise InputError(f"module is a {type(module).__name__}; pass a flax module, of linen or of nnx")
 
 
@@ -79,6 +89,8 @@ def check_layer(layer: str, known: list[str]) -> None:
         return
     near = difflib.get_close_matches(layer, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    if not known:
+        hint = "layers inside a jitted call cannot be seen, so take the output itself (layer=None); "
     raise InputError(f"there is no layer {layer!r}; {hint}the layers are: {', '.join(known) or 'none'}")
 
 
@@ -102,13 +114,24 @@ def explained(shape: tuple[int, ...]) -> Iterator[None]:
             f"the module draws random numbers when it is called ({_first_line(error)}); "
             "make it deterministic, as for evaluation"
         ) from None
-    except Exception as error:  # whatever code that is not ours may raise
+    except jax.errors.UnexpectedTracerError:
         raise InputError(
-            f"the module cannot be called on inputs of shape {shape} ({_first_line(error)}); "
-            "pass the input_shape it was made for"
+            "the call of the module is jitted, so its layers cannot be seen from outside; take its output "
+            "(layer=None), or a module whose call is not jitted"
         ) from None
+    except TypeError as error:
+        missing = re.search(r"missing .*required .*arguments?: (.+)", str(error))
+        if missing is None:
+            raise InputError(_CANNOT_CALL.format(shape, _first_line(error))) from None
+        raise InputError(
+            f"the call of the module also needs {missing.group(1)}; pass them, such as "
+            "call_arguments={'train': False}"
+        ) from None
+    except Exception as error:  # whatever code that is not ours may raise
+        raise InputError(_CANNOT_CALL.format(shape, _first_line(error))) from None
 
 
+_CANNOT_CALL = "the module cannot be called on inputs of shape {} ({}); pass the input_shape it was made for"
 _CHANGES_STATE = (
     "the state of the module changes when it is called ({}); use its evaluation mode "
     "(use_running_average=True or module.eval())"
@@ -120,20 +143,24 @@ def _first_line(error: Exception) -> str:
     return (text[0] if text else type(error).__name__)[:200].rstrip(".")
 
 
-def _purify_linen(module: Any, variables: Any, layer: str | None) -> Pure:
+# First parts of the names of a linen module's variables.
+_COLLECTIONS = ("params", "batch_stats")
+
+
+def _purify_linen(module: Any, variables: Any, layer: str | None, arguments: dict[str, Any]) -> Pure:
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     def run(flat: Parameters, x: Array, wanted: Callable[[Any, str], bool]) -> tuple[Any, dict[str, Any]]:
         tree = unflatten_dict(flat, sep="/")
         output, caught = module.apply(
-            tree, x, capture_intermediates=wanted, mutable=["intermediates"], rngs=None
+            tree, x, capture_intermediates=wanted, mutable=["intermediates"], rngs=None, **arguments
         )
         inner: dict[Any, Any] = flatten_dict(caught.get("intermediates", {}))
         return output, {"/".join(path[:-1]): v[-1] for path, v in inner.items() if path[-1] == "__call__"}
 
     def call(flat: Parameters, x: Array) -> Any:
         if layer is None:
-            return module.apply(unflatten_dict(flat, sep="/"), x)
+            return module.apply(unflatten_dict(flat, sep="/"), x, **arguments)
         return run(flat, x, lambda m, method: method == "__call__" and "/".join(m.path) == layer)[1][layer]
 
     def layers(x: Array) -> list[str]:
@@ -151,11 +178,14 @@ def _purify_linen(module: Any, variables: Any, layer: str | None) -> Pure:
         raise InputError(
             f"variables is not a tree of arrays ({_first_line(error)}); pass what module.init returns"
         ) from None
+    # A checkpoint often holds the collection "params" alone: its names then lack that first part.
+    if parameters and not any("/" in name and name.split("/")[0] in _COLLECTIONS for name in parameters):
+        parameters = {f"params/{name}": value for name, value in parameters.items()}
     trained = tuple(name for name in parameters if name.startswith("params/"))
     return Pure(parameters, trained, call, layers, "linen")
 
 
-def _purify_nnx(module: Any, layer: str | None) -> Pure:
+def _purify_nnx(module: Any, layer: str | None, shape: tuple[int, ...], arguments: dict[str, Any]) -> Pure:
     from flax import nnx
 
     def split(m: Any) -> tuple[Any, Any, Any]:
@@ -166,17 +196,30 @@ def _purify_nnx(module: Any, layer: str | None) -> Pure:
     paths, structure = jax.tree_util.tree_flatten_with_path(rest)
     names = [_name(path) for path, _ in paths]
 
+    def writes_values_back() -> bool:
+        """Whether a call leaves every number as it was: a jitted call writes all state, changed or not."""
+        m = nnx.merge(*jax.tree.map(lambda leaf: leaf, (graph, random, rest)))
+        m(np.sin(np.arange(2 * math.prod(shape), dtype=np.float32)).reshape(2, *shape), **arguments)
+        _, random_after, after = split(m)
+        pairs = zip(jax.tree.leaves((random, rest)), jax.tree.leaves((random_after, after)), strict=True)
+        return all(np.array_equal(_numbers(a), _numbers(b)) for a, b in pairs)
+
+    checked: list[bool] = []
+
     def run(flat: Parameters, x: Array, taps: dict[str, list[Any]]) -> Any:
         values = [flat[name] for name in names]
         m = nnx.merge(graph, random, jax.tree.unflatten(structure, values))
         with _tapped(m, taps):
-            output = m(x)
+            output = m(x, **arguments)
         _, random_after, after = split(m)
         changed = [
             *_changed(names, values, jax.tree.leaves(after)),
             *_changed(["random numbers"] * 9, jax.tree.leaves(random), jax.tree.leaves(random_after)),
         ]
-        if changed:
+        if changed and not checked:
+            with jax.ensure_compile_time_eval():
+                checked.append(writes_values_back())
+        if changed and not checked[0]:
             raise InputError(_CHANGES_STATE.format(", ".join(sorted(set(changed))[:3])))
         return output
 
@@ -203,6 +246,13 @@ def _host(value: Any) -> np.ndarray:
     if array.dtype == object:
         raise TypeError(f"a leaf is a {type(value).__name__}")
     return array
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    """A leaf of a module's state as numbers, keys too."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
 
 
 def _name(path: Any) -> str:
@@ -248,7 +298,8 @@ def _recording(kind: type) -> type:
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = kind.__call__(self, *args, **kwargs)
-        _CAUGHT[id(self)].append(output)
+        if id(self) in _CAUGHT:  # a jitted call works on a copy, whose output nobody outside can have
+            _CAUGHT[id(self)].append(output)
         return output
 
     return type(kind)(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})

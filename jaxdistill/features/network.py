@@ -17,6 +17,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.networks.activation import Activation
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import least_change, matmul
 from jaxdistill.numerics.pytrees import register_pytree
 
@@ -94,7 +95,7 @@ class RandomNetwork(AbstractFeatureMap):
         Activation(activation, negative_slope)  # refuses what it does not know, before any work
         if weights not in ("gaussian", "orthogonal"):
             raise InputError(f"unknown weights {weights!r}; choose 'gaussian' or 'orthogonal'")
-        keys = jax.random.split(key, len(widths))
+        keys = jax.random.split(checked_key(key), len(widths))
         layers = []
         for layer_key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True):
             if weights == "gaussian":
@@ -185,5 +186,4 @@ class RandomNetwork(AbstractFeatureMap):
     def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
         layers = tuple(jnp.asarray(arrays[f"weights_{i}"]) for i in range(settings["layers"]))
-        # Format 1 knew LeakyReLU alone and did not name it.
-        return cls(layers, float(settings["negative_slope"]), settings.get("activation", "leaky_relu"))
+        return cls(layers, float(settings["negative_slope"]), settings["activation"])

@@ -14,6 +14,7 @@ from jaxdistill.features.encoder import Encoder
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.networks.standard import make_network
 from jaxdistill.networks.training import train_networks
+from jaxdistill.numerics.arrays import as_floats
 
 _DEFAULT = TrainConfig(steps=600, batch=128, learning_rate=2e-3)
 
@@ -63,7 +64,7 @@ def train_encoder(
         >>> phi.num_inputs, phi.num_features
         (64, 12)
     """
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = as_floats("x", x), as_floats("y", y)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != int(np.prod(tuple(image_shape))):
         raise InputError(
             f"x has shape {x.shape} and y {y.shape}; expected (n, k) and rows of {tuple(image_shape)}"

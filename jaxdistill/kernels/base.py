@@ -52,6 +52,21 @@ class AbstractKernel(abc.ABC):
         check_rows(x, z)
         return jax.vmap(lambda a: jax.vmap(lambda b: self(a, b))(z))(x)
 
+    @property
+    def stationary(self) -> bool:
+        """Whether it, or a part of it, depends on ``x - x'`` alone: then inputs lose least about a point."""
+        return False
+
+    def matrix_about(self, origin: Float[Array, " d"], x: Array, z: Array) -> Float[Array, "n m"]:
+        """All pairs of inputs that are given less a point, ``k(x_i + origin, z_j + origin)``.
+
+        Args:
+            origin: The point, shape (d,).
+            x: Inputs less the point, shape (n, d).
+            z: Inputs less the point, shape (m, d).
+        """
+        return self.matrix(x + origin, z + origin)
+
     def diagonal(self, x: Array) -> Float[Array, " n"]:
         """Every input with itself, ``k(x_i, x_i)``, from x of shape (n, d)."""
         check_rows(x, x)
@@ -113,20 +128,28 @@ class AbstractComposite(AbstractKernel):
 
     parts: ClassVar[tuple[str, ...]]
 
+    def _each(self) -> list[AbstractKernel]:
+        return [getattr(self, part) for part in self.parts]
+
+    @property
+    def stationary(self) -> bool:
+        """Whether one of the parts is."""
+        return any(part.stationary for part in self._each())
+
     def workspace(self, dim: int, dtype: Any) -> int:
         """That of all parts, which may be computed at once."""
-        return sum(getattr(self, part).workspace(dim, dtype) for part in self.parts)
+        return sum(part.workspace(dim, dtype) for part in self._each())
 
     def settings(self) -> dict[str, Any]:
         """Kinds and settings of the parts."""
-        return {part: parts_of(getattr(self, part)) for part in self.parts}
+        return {name: parts_of(part) for name, part in zip(self.parts, self._each(), strict=True)}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Arrays of the parts."""
         return {
-            f"{part}/{name}": value
-            for part in self.parts
-            for name, value in getattr(self, part).arrays().items()
+            f"{name}/{own}": value
+            for name, part in zip(self.parts, self._each(), strict=True)
+            for own, value in part.arrays().items()
         }
 
     @classmethod
@@ -136,10 +159,34 @@ class AbstractComposite(AbstractKernel):
         return cls(**settings)
 
 
+class AbstractElementwise(AbstractComposite):
+    """A kernel whose every value follows from those of its parts."""
+
+    @abc.abstractmethod
+    def combine(self, *values: Array) -> Array:
+        """The kernel from values of its parts, elementwise."""
+
+    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
+        """The kernel of one pair of inputs, from its parts."""
+        return self.combine(*(part(x, x2) for part in self._each()))
+
+    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
+        """All pairs of inputs, from the matrices of the parts."""
+        return self.combine(*(part.matrix(x, z) for part in self._each()))
+
+    def matrix_about(self, origin: Float[Array, " d"], x: Array, z: Array) -> Float[Array, "n m"]:
+        """All pairs of inputs less a point, from the matrices of the parts."""
+        return self.combine(*(part.matrix_about(origin, x, z) for part in self._each()))
+
+    def diagonal(self, x: Array) -> Float[Array, " n"]:
+        """Every input with itself, from the diagonals of the parts."""
+        return self.combine(*(part.diagonal(x) for part in self._each()))
+
+
 @final
 @register_pytree
 @dataclass(frozen=True, eq=False)
-class Sum(AbstractComposite):
+class Sum(AbstractElementwise):
     """The sum ``k1(x, x') + k2(x, x')``; also written ``k1 + k2``.
 
     Example:
@@ -154,23 +201,16 @@ class Sum(AbstractComposite):
     kind = "sum"
     parts = ("left", "right")
 
-    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
-        """The sum for one pair of inputs."""
-        return self.left(x, x2) + self.right(x, x2)
-
-    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
-        """The sum of both matrices."""
-        return self.left.matrix(x, z) + self.right.matrix(x, z)
-
-    def diagonal(self, x: Array) -> Float[Array, " n"]:
-        """The sum of both diagonals."""
-        return self.left.diagonal(x) + self.right.diagonal(x)
+    def combine(self, *values: Array) -> Array:
+        """The sum."""
+        left, right = values
+        return left + right
 
 
 @final
 @register_pytree
 @dataclass(frozen=True, eq=False)
-class Product(AbstractComposite):
+class Product(AbstractElementwise):
     """The product ``k1(x, x') k2(x, x')``; also written ``k1 * k2``.
 
     Example:
@@ -185,23 +225,16 @@ class Product(AbstractComposite):
     kind = "product"
     parts = ("left", "right")
 
-    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
-        """The product for one pair of inputs."""
-        return self.left(x, x2) * self.right(x, x2)
-
-    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
-        """The elementwise product of both matrices."""
-        return self.left.matrix(x, z) * self.right.matrix(x, z)
-
-    def diagonal(self, x: Array) -> Float[Array, " n"]:
-        """The product of both diagonals."""
-        return self.left.diagonal(x) * self.right.diagonal(x)
+    def combine(self, *values: Array) -> Array:
+        """The product."""
+        left, right = values
+        return left * right
 
 
 @final
 @register_pytree
 @dataclass(frozen=True, eq=False)
-class Scaled(AbstractComposite):
+class Scaled(AbstractElementwise):
     """A positive multiple ``factor k(x, x')``; also written ``factor * k``.
 
     Raises:
@@ -222,18 +255,9 @@ class Scaled(AbstractComposite):
     def __post_init__(self) -> None:
         check_number("factor", self.factor)
 
-    def __call__(self, x: Float[Array, " d"], x2: Float[Array, " d"]) -> Float[Array, ""]:
-        """The multiple for one pair of inputs."""
-        value = self.kernel(x, x2)
-        return like(self.factor, value) * value
-
-    def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
-        """The multiple of the matrix."""
-        return like(self.factor, x) * self.kernel.matrix(x, z)
-
-    def diagonal(self, x: Array) -> Float[Array, " n"]:
-        """The multiple of the diagonal."""
-        return like(self.factor, x) * self.kernel.diagonal(x)
+    def combine(self, *values: Array) -> Array:
+        """The multiple."""
+        return like(self.factor, values[0]) * values[0]
 
     def settings(self) -> dict[str, Any]:
         """The factor, and kind and settings of the kernel."""
@@ -263,13 +287,19 @@ class Normalised(AbstractComposite):
 
     def matrix(self, x: Array, z: Array) -> Float[Array, "n m"]:
         """The matrix, divided by the roots of both diagonals."""
+        return self._divided(self.kernel.matrix(x, z), x, z)
+
+    def matrix_about(self, origin: Float[Array, " d"], x: Array, z: Array) -> Float[Array, "n m"]:
+        """The matrix of inputs less a point, divided by the roots of both diagonals."""
+        return self._divided(self.kernel.matrix_about(origin, x, z), x + origin, z + origin)
+
+    def _divided(self, values: Array, x: Array, z: Array) -> Array:
         left, right = (_inverse_root(self.kernel.diagonal(rows)) for rows in (x, z))
-        return self.kernel.matrix(x, z) * left[:, None] * right[None, :]
+        return values * left[:, None] * right[None, :]
 
     def diagonal(self, x: Array) -> Float[Array, " n"]:
         """Ones, and zeros where the kernel is zero."""
-        values = self.kernel.diagonal(x)
-        return values * _inverse_root(values) ** 2
+        return jnp.where(self.kernel.diagonal(x) > 0, like(1.0, x), like(0.0, x))
 
 
 def parts_of(kernel: AbstractKernel) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError, MemoryBudgetError
-from jaxdistill.features.encoder import Encoder, probe_inputs
+from jaxdistill.features.encoder import Encoder
+from jaxdistill.features.program import probe_inputs
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.checks import check_number, check_rows
 from jaxdistill.numerics.linalg import in_float64, matmul

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.features.stored import parts_of, rebuild
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.checks import check_rows
 from jaxdistill.numerics.linalg import matmul
@@ -50,7 +51,7 @@ class FeatureKernel(AbstractKernel):
 
     def settings(self) -> dict[str, Any]:
         """Kind and settings of the feature map."""
-        return {"kind": self.features.kind, "settings": self.features.settings()}
+        return parts_of(self.features)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Parameters of the feature map."""
@@ -59,7 +60,4 @@ class FeatureKernel(AbstractKernel):
     @classmethod
     def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray], **code: Any) -> Self:
         """Rebuild from :meth:`settings` and :meth:`arrays`."""
-        kind, own = KINDS[settings["kind"]], settings["settings"]
-        if kind is Encoder:
-            return cls(Encoder.from_parts(own, arrays, **code))
-        return cls(kind.from_parts(own, arrays))
+        return cls(rebuild(settings, arrays, **code))

@@ -20,7 +20,8 @@ class AbstractWideNetwork(AbstractProductKernel):
     """What NNGP and NTK share: the network, and one pass through its layers.
 
     Every layer is ``h -> sqrt(weight_variance / width) W h + sqrt(bias_variance) b`` with standard normal
-    parameters; between layers acts ReLU, or LeakyReLU of a slope.
+    parameters; between layers acts ReLU, or LeakyReLU of a slope. Far from the origin all inputs point the
+    same way; in float32 angles below 0.004 are zero (:func:`~jaxdistill.kernels.arc_cosine.arc_cosine`).
     """
 
     depth: int
@@ -90,6 +91,9 @@ class NNGP(AbstractWideNetwork):
     ``q' = weight_variance E[act(u) act(v)] + bias_variance`` layer by layer, where (u, v) is Gaussian with
     the covariance of the layer before, and ``q = weight_variance x . x' / d + bias_variance`` at the first.
 
+    It depends on angles at the origin, so a shift of all inputs changes it, and far away float32 cannot tell
+    them apart. Subtract the mean of the inputs first (:class:`~jaxdistill.Standardize`).
+
     Args:
         depth: Number of hidden layers.
         weight_variance: Of the weights, divided by the width; 2 keeps the size of a ReLU network's outputs.
@@ -131,6 +135,9 @@ class NTK(AbstractWideNetwork):
 
     ``t' = q' + weight_variance E[act'(u) act'(v)] t`` layer by layer, beside the recursion of :class:`NNGP`
     for q, and ``t = q`` at the first.
+
+    It depends on angles at the origin, so a shift of all inputs changes it, and far away float32 cannot tell
+    them apart. Subtract the mean of the inputs first (:class:`~jaxdistill.Standardize`).
 
     Args:
         depth: Number of hidden layers.

@@ -51,8 +51,8 @@ class AbstractProductKernel(AbstractKernel):
         return self.of_products(squares, squares, squares, x.shape[1])
 
 
-def squared_norms(x: Array) -> Float[Array, " n"]:
-    """``|x_i|^2`` of rows."""
+def squared_norms(x: Array) -> Float[Array, " *n"]:
+    """``|x_i|^2`` of rows, or of one."""
     return jnp.sum(x * x, axis=-1)
 
 
@@ -91,6 +91,9 @@ class Linear(AbstractProductKernel):
 @dataclass(frozen=True, eq=False)
 class Polynomial(AbstractProductKernel):
     """The polynomial kernel, ``k(x, x') = (x . x' / d + offset)^degree``.
+
+    It changes when all inputs are shifted: far from the origin all its values are alike, and their
+    differences rounding. Subtract the mean of the inputs first (:class:`~jaxdistill.Standardize`).
 
     Args:
         degree: Whole number >= 1.

@@ -21,7 +21,9 @@ from tqdm import tqdm
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.blocks import WORKSPACE
-from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.kernels.stationary import central_row
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.memory import available_bytes, format_bytes
 
 # A tile, the products it is made of, and what is taken of it live at once.
@@ -82,6 +84,22 @@ def plan_tiles(
     return Tiling(max(1, min(num_rows, _SIDE, entries // columns)), columns)
 
 
+class Replica(NamedTuple):
+    """What one device holds.
+
+    Args:
+        kernel: Kernel k.
+        x: Inputs of the rows, less the origin where there is one.
+        z: Inputs of the columns, in the same way.
+        origin: The point that was subtracted, or None: a kernel none of whose parts is stationary.
+    """
+
+    kernel: AbstractKernel
+    x: Array
+    z: Array
+    origin: Array | None
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class TiledKernel:
@@ -92,7 +110,7 @@ class TiledKernel:
         num_columns: m.
         symmetric: Whether z is x: then half of the tiles do.
         tiling: Size of a tile.
-        replicas: Kernel, x and z on each device.
+        replicas: Kernel and inputs on each device.
         progress: Whether to show bars.
 
     Example:
@@ -106,7 +124,7 @@ class TiledKernel:
     num_columns: int
     symmetric: bool
     tiling: Tiling
-    replicas: tuple[tuple[AbstractKernel, Array, Array], ...]
+    replicas: tuple[Replica, ...]
     progress: bool = False
 
     @classmethod
@@ -121,6 +139,10 @@ class TiledKernel:
         progress: bool = False,
     ) -> TiledKernel:
         """Check the inputs, plan the tiles and put the inputs on the devices.
+
+        For a kernel with a stationary part a point amid z is subtracted from all inputs, once and in the
+        wider of the two precisions: an entry is the same in whichever tile it falls, and float64 inputs far
+        from the origin keep in float32 tiles what tells them apart.
 
         Args:
             kernel: Kernel k.
@@ -142,13 +164,16 @@ class TiledKernel:
         tiling = plan_tiles(len(x), len(other), dtype, memory, workspace=workspace)
         if symmetric:
             tiling = Tiling(min(tiling), min(tiling))
-        above, beside = _filled(x, tiling.rows, dtype), _filled(other, tiling.columns, dtype)
+        origin = central_row(other).astype(dtype) if kernel.stationary else None
+        above = _filled(x, tiling.rows, dtype, origin)
+        beside = above if symmetric else _filled(other, tiling.columns, dtype, origin)
         with jax.enable_x64(True):
             replicas = []
             for device in jax.local_devices():
                 rows = jax.device_put(above, device)
                 columns = rows if symmetric else jax.device_put(beside, device)
-                replicas.append((jax.device_put(kernel, device), rows, columns))
+                own = jax.device_put(kernel, device)
+                replicas.append(Replica(own, rows, columns, jax.device_put(origin, device)))
         return cls(len(x), len(other), symmetric, tiling, tuple(replicas), progress)
 
     def _tiles(self, what: str) -> Iterator[tuple[int, int, int]]:
@@ -164,17 +189,17 @@ class TiledKernel:
 
     def _tile(self, which: int, i: int, j: int) -> tuple[Array, int, int]:
         """A tile, its first row and its first column; the last of a line starts early, in the same shape."""
-        kernel, x, z = self.replicas[which]
+        kernel, x, z, origin = self.replicas[which]
         top, left = min(i, len(x) - self.tiling.rows), min(j, len(z) - self.tiling.columns)
         a = _rows(x, np.int64(top), self.tiling.rows)
-        tile = _entries(kernel, a, _rows(z, np.int64(left), self.tiling.columns))
+        tile = _entries(kernel, a, _rows(z, np.int64(left), self.tiling.columns), origin)
         if self.symmetric and i == j:
-            tile = _symmetric(tile, _diagonal(kernel, a))
+            tile = _symmetric(tile, _diagonal(kernel, a, origin))
         return tile, top, left
 
     def _strip(self, which: int, i: int) -> tuple[Array, int]:
         """Rows of all columns, and the first of them; where it takes several tiles, K^T K is larger."""
-        z = self.replicas[which][2]
+        z = self.replicas[which].z
         if self.tiling.columns == len(z):
             return self._tile(which, i, 0)[:2]
         strip, top = jax.device_put(np.zeros((self.tiling.rows, len(z)), z.dtype), z.device), 0
@@ -191,10 +216,10 @@ class TiledKernel:
         with jax.enable_x64(True):
             held = [
                 (
-                    jax.device_put(_padded(vectors, len(z)).astype(z.dtype), z.device),
-                    jax.device_put(np.zeros((len(x), vectors.shape[1])), x.device),
+                    jax.device_put(_padded(vectors, len(one.z)).astype(one.z.dtype), one.z.device),
+                    jax.device_put(np.zeros((len(one.x), vectors.shape[1])), one.x.device),
                 )
-                for _, x, z in self.replicas
+                for one in self.replicas
             ]
             for number, i, j in self._tiles("kernel times vectors"):
                 which = number % len(held)
@@ -208,7 +233,7 @@ class TiledKernel:
 
     def to_matrix(self) -> Float[np.ndarray, "n m"]:
         """K itself, on the host, in the precision of the tiles."""
-        dtype = self.replicas[0][1].dtype
+        dtype = self.replicas[0].x.dtype
         size = self.num_rows * self.num_columns * dtype.itemsize
         if size > available_bytes():
             raise MemoryBudgetError(
@@ -236,13 +261,14 @@ class TiledKernel:
     def normal_equations(self, y: Any) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m k"]]:
         """``K^T K`` and ``K^T Y`` for targets of shape (n, k), without K; products and sums in float64."""
         y = np.asarray(y, np.float64)
-        m = len(self.replicas[0][2])
+        m = len(self.replicas[0].z)
         starts = range(0, self.num_rows, self.tiling.rows)
         with jax.enable_x64(True):
             sums, targets = [], []
-            for _, x, _ in self.replicas:
-                sums.append(jax.device_put((np.zeros((m, m)), np.zeros((m, y.shape[1]))), x.device))
-                targets.append(jax.device_put(_padded(y, len(x)), x.device))
+            for one in self.replicas:
+                device = one.x.device
+                sums.append(jax.device_put((np.zeros((m, m)), np.zeros((m, y.shape[1]))), device))
+                targets.append(jax.device_put(_padded(y, len(one.x)), device))
             bar = tqdm(starts, desc="normal equations", disable=not self.progress, leave=False)
             for number, i in enumerate(bar):
                 which = number % len(sums)
@@ -294,13 +320,10 @@ def check_inputs(name: str, x: Any, dim: int | None = None) -> np.ndarray:
     Raises:
         InputError: names the shape or the type that was expected, or the value that is not finite.
     """
-    x = np.asarray(x)
+    x = as_floats(name, x)
     if x.ndim != 2 or len(x) == 0 or (dim is not None and x.shape[1] != dim):
         hint = "; flatten images to rows first" if x.ndim > 2 else ""
         raise InputError(f"{name} has shape {x.shape}, expected (n, {'d' if dim is None else dim}){hint}")
-    if x.dtype not in (np.float32, np.float64):
-        raise InputError(f"{name} has type {x.dtype}; convert it to float32 or float64")
-    check_finite(name, x)
     return x
 
 
@@ -321,14 +344,16 @@ def kernel_diagonal(kernel: AbstractKernel, x: Any) -> Float[np.ndarray, " n"]:
     with jax.enable_x64(True):
         kernel = jax.device_put(kernel)
         parts = [
-            np.asarray(_diagonal(kernel, _filled(x[i : i + size], size, x.dtype)))
+            np.asarray(_diagonal(kernel, _filled(x[i : i + size], size, x.dtype), None))
             for i in range(0, len(x), size)
         ]
     return np.concatenate(parts)[: len(x)]
 
 
-def _filled(x: np.ndarray, size: int, dtype: Any) -> np.ndarray:
-    """The inputs in a precision; again from the first where there are fewer than a tile takes."""
+def _filled(x: np.ndarray, size: int, dtype: Any, origin: np.ndarray | None = None) -> np.ndarray:
+    """The inputs less a point, in a precision; again from the first where a tile takes more of them."""
+    if origin is not None:
+        x = np.subtract(x, origin, dtype=np.result_type(x, dtype))
     x = x.astype(dtype, copy=False)
     return x if len(x) >= size else x[np.arange(size) % len(x)]
 
@@ -345,13 +370,13 @@ def _rows(x: Array, at: Array, size: int) -> Array:
 
 # Apart from what is done with a tile: kernels that are slow to compile are compiled once a size of tile.
 @jax.jit
-def _entries(kernel: AbstractKernel, a: Array, b: Array) -> Array:
-    return kernel.matrix(a, b)
+def _entries(kernel: AbstractKernel, a: Array, b: Array, origin: Array | None) -> Array:
+    return kernel.matrix(a, b) if origin is None else kernel.matrix_about(origin, a, b)
 
 
 @jax.jit
-def _diagonal(kernel: AbstractKernel, a: Array) -> Array:
-    return kernel.diagonal(a)
+def _diagonal(kernel: AbstractKernel, a: Array, origin: Array | None) -> Array:
+    return kernel.diagonal(a if origin is None else a + origin)
 
 
 @jax.jit

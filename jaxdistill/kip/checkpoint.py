@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,12 +13,23 @@ import orbax.checkpoint as ocp
 
 from jaxdistill.errors import CheckpointError, OutputError
 
+_DELETE = "delete it to go on from an earlier one"
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """Fingerprint of arrays, with their types and shapes."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype.str}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).data)
+    return sha.hexdigest()[:16]
+
 
 class Checkpoints:
     """The checkpoints of one run in one folder; the two newest are kept.
 
     orbax writes beside and renames when everything is on disk, so a process that is killed leaves a whole
-    checkpoint or a temporary folder that the next run ignores.
+    checkpoint or a temporary folder that the next run deletes.
 
     Args:
         folder: Where they are; made where missing.
@@ -34,7 +46,9 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> Self:
@@ -55,9 +69,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-        args = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(leaves), identity=ocp.args.JsonSave(self._identity)
-        )
+        told = {"run": self._identity, "state": digest(*leaves)}
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(leaves), identity=ocp.args.JsonSave(told))
         try:
             self._manager.save(step, args=args)
         except OSError as error:
@@ -73,7 +86,9 @@ class Checkpoints:
         if step is None:
             return None
         where = f"the checkpoint of step {step} in {self.folder}"
-        identity = self._read(step, where, identity=ocp.args.JsonRestore())["identity"]
+        told = self._read(step, where, identity=ocp.args.JsonRestore())["identity"]
+        if not (isinstance(told, dict) and isinstance(identity := told.get("run"), dict)):
+            raise CheckpointError(f"{where} does not say which run it is of; use another folder")
         differing = [
             f"{name} ({identity.get(name)!r} there, {self._identity.get(name)!r} here)"
             for name in sorted(identity.keys() | self._identity.keys())
@@ -90,6 +105,9 @@ class Checkpoints:
         restored = self._read(step, where, state=args)["state"]
         if [a.shape for a in restored] != [np.shape(a) for a in leaves]:
             raise CheckpointError(f"{where} holds arrays of other shapes; use another folder")
+        # What orbax stores is compressed and not checked: a bit that flips may decode to other numbers.
+        if digest(*restored) != told.get("state"):
+            raise CheckpointError(f"{where} was altered after it was written; {_DELETE}")
         return jax.tree.unflatten(structure, restored)
 
     def _read(self, step: int, where: str, **args: Any) -> Any:
@@ -97,6 +115,4 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:  # orbax raises what its storage raises
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"{where} cannot be read ({first[:120]}); delete it to go on from an earlier one"
-            ) from None
+            raise CheckpointError(f"{where} cannot be read ({first[:120]}); {_DELETE}") from None

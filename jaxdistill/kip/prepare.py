@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.kernels import AbstractKernel, NeuralTangentsKernel
 from jaxdistill.kernels.base import parts_of
+from jaxdistill.kip.checkpoint import digest
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.objective import Quadratic
 from jaxdistill.kip.problem import Context, Kernel, Problem
@@ -69,7 +69,7 @@ def prepare(
     examples = ArraySource.of(x, y, num_inputs=phi.num_inputs if phi else None, num_features=_width(phi))
     key_split, key_order = jax.random.split(key)
     identity = {
-        "data": _digest(*examples.arrays()),
+        "data": digest(*examples.arrays()),
         "model": _name(model),
         "key": np.asarray(key).tolist(),
     }
@@ -79,7 +79,7 @@ def prepare(
         held = examples.like(*validation, name="validation ")
     elif validation is not None:
         train, held = examples.hold_out(validation, key_split)
-    identity["validation"] = None if held is None else _digest(*held.arrays())
+    identity["validation"] = None if held is None else digest(*held.arrays())
     x, y = train.arrays()
     if config.patience is not None and held is None:
         raise InputError("patience needs data to judge by; pass validation=0.05 or (x, y), never test data")
@@ -220,22 +220,14 @@ def _check_augmentation(config: KipConfig, preprocess: AbstractPreprocess | None
         )
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(f"{array.dtype.str}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).data)
-    return sha.hexdigest()[:16]
-
-
 def _name(model: Model) -> str:
     """A fingerprint of features and weights; of a kernel, its name."""
     if isinstance(model, RidgeModel):
-        return f"ridge {_name(model.features)} {_digest(model.weights)}"
+        return f"ridge {_name(model.features)} {digest(model.weights)}"
     if isinstance(model, KernelModel):
-        return f"ridge {_name(model.kernel)} {_digest(model.alpha)}"
+        return f"ridge {_name(model.kernel)} {digest(model.alpha)}"
     if isinstance(model, AbstractKernel) and not isinstance(model, NeuralTangentsKernel):
-        return f"{parts_of(model)} {_digest(*model.arrays().values())}"
+        return f"{parts_of(model)} {digest(*model.arrays().values())}"
     if isinstance(model, AbstractFeatureMap):
-        return f"{model.kind} {model.settings()} {_digest(*model.arrays().values())}"
+        return f"{model.kind} {model.settings()} {digest(*model.arrays().values())}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -27,8 +28,11 @@ from jaxdistill.kip.prepare import Model, Prepared, prepare
 from jaxdistill.kip.result import History, KipResult
 from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
+from jaxdistill.numerics.files import write_atomically
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.residual import recorded
 from jaxdistill.ridge.targets import detect_targets
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import KernelSet
@@ -94,7 +98,7 @@ def train(
     known = (RidgeModel, AbstractFeatureMap, KernelModel, AbstractKernel)
     if not isinstance(model, known) and not callable(model):
         raise InputError(f"model is a {type(model).__name__}; pass a ridge model, a feature map or a kernel")
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(checked_key(key).dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     key_data, key_start, key_steps = jax.random.split(key, 3)
     numbers = range(config.seeds)
@@ -268,9 +272,9 @@ class _Run:
         result = to_result({"device": {**good, "step": np.int32(first)}, "host": host})
         kept = "the error's result"
         if checkpoints is not None:
-            path = checkpoints.folder / "last_good.npz"
-            np.savez(path, allow_pickle=False, inputs=result.x, labels=result.y, lam=result.lam)
-            kept = str(path)
+            content = io.BytesIO()
+            np.savez(content, allow_pickle=False, inputs=result.x, labels=result.y, lam=result.lam)
+            kept = str(write_atomically(checkpoints.folder / "last_good.npz", content.getvalue()))
         raise DivergenceError(
             f"{why}; the last good state, of step {first - 1}, is in {kept}; use a smaller learning_rate, a "
             "larger reg, or dtype='float64'",
@@ -318,10 +322,10 @@ def _result(
             "labels": config.labels,
             "targets": detect_targets(run.prepared.y).value,
             "rank": int(np.linalg.matrix_rank(trained)),
-            "lam": float(model.lam),
+            "lam": model.lam,
             "lam_s": config.penalty,
             "num_train": len(run.prepared.x),
-            "full_model": model.solution.to_dict(),
+            "full_model": recorded(model.solution),
             "steps": done,
             "config": config.describe(),
         }

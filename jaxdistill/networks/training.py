@@ -16,6 +16,7 @@ from tqdm import trange
 
 from jaxdistill.errors import DivergenceError, InputError
 from jaxdistill.networks.config import TrainConfig
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite
 
 # Bytes of images that are predicted at once.
@@ -113,7 +114,7 @@ def train_networks(
     squared = config.loss == "squared" or (config.loss == "auto" and not _are_classes(targets))
     if together is None:
         together = jax.default_backend() != "cpu"
-    keys = jax.random.split(key, seeds)
+    keys = jax.random.split(checked_key(key), seeds)
     static = (network, config, squared)
     states = [_start(*static, k, images[:1]) for k in keys]
     _check_outputs(network, states[0], images, targets)

@@ -1,9 +1,9 @@
 """Rows without their mean: what an intercept leaves of features and labels.
 
 An unpenalised intercept makes ridge regression one on centred rows, that is, within the subspace
-orthogonal to the ones vector. In coordinates of that subspace it is ordinary ridge regression on m - 1 rows, so
-every construction for models without an intercept serves there as it is. Centred rows themselves hold a
-singular value that is zero but for rounding; their coordinates do not, and so derivatives stay finite.
+orthogonal to the ones vector. In coordinates of that subspace it is ordinary ridge regression on m - 1
+rows, so every construction for models without an intercept serves there as it is. Centred rows themselves
+hold a singular value that is zero but for rounding; their coordinates do not, and derivatives stay finite.
 
 Pure functions of arrays, safe under jit, vmap and grad.
 """
@@ -28,9 +28,9 @@ def centred(rows: Float[Array, "m q"]) -> Float[Array, "m q"]:
 def contrasts(rows: Float[Array, "m q"]) -> Float[Array, "m-1 q"]:
     """Coordinates of the centred rows in an orthonormal basis H of what is orthogonal to ones.
 
-    ``H^T A``, with ``H H^T = I - 1 1^T / m`` and ``H^T H = I``: H holds all but the first column of the Householder
-    reflection that takes the ones vector to the first axis. It costs one pass over the rows, and a mean
-    much larger than the spread costs no digits.
+    ``H^T A``, with ``H H^T = I - 1 1^T / m`` and ``H^T H = I``: H holds all but the first column of the
+    Householder reflection that takes the ones vector to the first axis. It costs one pass over the rows, and
+    a mean much larger than the spread costs no digits.
 
     Args:
         rows: A, shape (m, q).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import jax
 T = TypeVar("T")
 
 
-def register_pytree(cls: type[T]) -> type[T]:
+def register_pytree(cls: type[T], *, make: Callable[..., T] | None = None) -> type[T]:
     """Make a data class a pytree; fields with the metadata ``static`` are part of its structure.
 
     In place of :func:`jax.tree_util.register_dataclass`, under which (jaxlib 0.10) two classes of the same
@@ -19,6 +20,7 @@ def register_pytree(cls: type[T]) -> type[T]:
 
     Args:
         cls: A data class.
+        make: What puts one together from its fields by name; default the class itself.
 
     Returns:
         The class itself.
@@ -51,7 +53,8 @@ def register_pytree(cls: type[T]) -> type[T]:
         return tuple(keyed), aux(record)
 
     def unflatten(fixed: tuple[Any, ...], children: Any) -> T:
-        return cls(**dict(zip(leaves, children, strict=True)), **dict(zip(settings, fixed, strict=True)))
+        named = dict(zip((*leaves, *settings), (*children, *fixed), strict=True))
+        return (make or cls)(**named)
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls

@@ -11,11 +11,13 @@ from jaxtyping import Array
 
 from jaxdistill.errors import ConditioningWarning, InputError, PenaltyError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
+from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_penalties
 from jaxdistill.ridge.source import CHUNK_BYTES, ArraySource
@@ -90,6 +92,8 @@ def fit_ridge(
 
     Source: Saunders et al. 1998; leave-one-out in closed form, Allen 1974.
     """
+    if key is not None:
+        checked_key(key)
     source = ArraySource.of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
     precision = _product_dtype(dtype, source, features.num_features, lam)
     if lam == "auto":
@@ -245,11 +249,12 @@ def _model(
         data_dtype=source.data_dtype.name,
     )
     solution = model.solution
+    assert solution is not None  # it has moments
     if isinstance(factor, ScaledFactor):
         weak = factor.weak_columns(lam)
         # Weights may be so large that their own rounding takes half of the digits of what they predict.
         if len(weak) or not solution.solved or solution.value > np.sqrt(np.finfo(dtype).eps):
-            _warn(model, weak)
+            _warn(model, solution, weak)
     elif not (solution.solved and _resolved(path, lam, dtype)):
         again = factor_scaled(features, source, moments.target_gram)
         return _model(features, lam, moments, again, selection, source, dtype)
@@ -278,8 +283,8 @@ def _dropped(path: RidgePath, lam: float, gram: Any) -> float:
     return float(np.max(np.where(squares > 0, 1 - left, 0.0), initial=0.0))
 
 
-def _warn(model: RidgeModel, weak: np.ndarray) -> None:
-    found, p = model.solution, model.features.num_features
+def _warn(model: RidgeModel, found: ModelResidual, weak: np.ndarray) -> None:
+    p = model.features.num_features
     about = f"(rank {model.rank} of {p}, lam = {model.lam:.3g})"
     named = ", ".join(map(str, weak[:8])) + (", ..." if len(weak) > 8 else "")
     warnings.warn(

@@ -14,6 +14,8 @@ from jaxdistill.errors import InputError, KernelError, PenaltyError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.pivoted import pivoted_cholesky
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import available_bytes, require_memory
 from jaxdistill.numerics.names import check_choice
@@ -22,6 +24,7 @@ from jaxdistill.ridge.fit import LAMS, Validation, check_penalty
 from jaxdistill.ridge.kernel_selection import choose_penalty
 from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.selection import LamSelection
+from jaxdistill.ridge.source import NO_CLASSES
 from jaxdistill.ridge.targets import TargetKind, detect_targets
 
 SOLVERS = ("auto", "cholesky", "cg")
@@ -162,6 +165,8 @@ def fit_kernel_ridge(
     Source: Saunders et al. 1998; the preconditioner, Diaz, Epperly, Frangella, Tropp and Webber 2023.
     """
     check_choice("solver", solver, SOLVERS)
+    if key is not None:
+        checked_key(key)
     x, y = _checked(x, y)
     n = len(x)
     selection = None
@@ -256,11 +261,7 @@ def _solve(gram: Array, y: Array, lam: Array) -> Array:
 
 
 def _checked(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    x, y = check_inputs("x", x), np.asarray(y)
-    if y.ndim != 2 or len(y) != len(x) or not np.issubdtype(y.dtype, np.floating):
-        raise InputError(
-            f"y has shape {y.shape} and type {y.dtype}, expected floats ({len(x)}, k); turn class numbers "
-            "into rows with jaxdistill.one_hot"
-        )
-    check_finite("y", y)
+    x, y = check_inputs("x", x), as_floats("y", y, cure=NO_CLASSES)
+    if y.ndim != 2 or len(y) != len(x):
+        raise InputError(f"y has shape {y.shape}, expected ({len(x)}, k): one row of targets an example")
     return x, y.astype(np.float64)

@@ -12,10 +12,12 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError, KernelError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.tiles import check_inputs, kernel_matrix
+from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.keys import host_generator
 from jaxdistill.numerics.linalg import check_finite, in_float64, matmul
 from jaxdistill.ridge.fit import Validation, check_penalty
 from jaxdistill.ridge.selection import LamSelection
+from jaxdistill.ridge.source import NO_CLASSES
 from jaxdistill.ridge.targets import TargetKind, detect_targets
 
 # Above this an eigendecomposition takes minutes; the best penalty hardly changes with n.
@@ -55,7 +57,8 @@ def choose_penalty(
     lams = np.sort(np.array([check_penalty("lams", value) for value in np.ravel(lams)]))
     n, held = len(x), None
     if isinstance(validation, tuple):
-        held = check_inputs("validation x", validation[0], x.shape[1]), np.asarray(validation[1], np.float64)
+        held_x = check_inputs("validation x", validation[0], x.shape[1])
+        held = held_x, as_floats("validation y", validation[1], cure=NO_CLASSES).astype(np.float64)
         if held[1].shape != (len(held[0]), y.shape[1]):
             raise InputError(
                 f"validation y has shape {held[1].shape}, expected ({len(held[0])}, {y.shape[1]})"
@@ -88,7 +91,7 @@ def choose_penalty(
     if held is None:
         squared, wrong = in_float64(_leave_one_out, values, vectors, y, lams)
     else:
-        cross = kernel_matrix(kernel, held[0].astype(x.dtype), x, dtype=np.float64, progress=progress)
+        cross = kernel_matrix(kernel, held[0], x, dtype=np.float64, progress=progress)
         squared, wrong = in_float64(_held_out, values, vectors, y, lams, cross, held[1])
     # Below the rounding of the eigenvalues a penalty decides nothing but what rounding is blown up.
     usable = np.isfinite(squared) & (values[0] + lams > rounding)

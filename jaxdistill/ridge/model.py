@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Literal, Self, final
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
-from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.linalg import check_finite, matmul
+from jaxdistill.numerics.names import check_choice
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.residual import ModelResidual, model_residual
@@ -31,9 +33,9 @@ class RidgeModel:
     Args:
         features: Feature map phi.
         weights: B, shape (p, k), float64 on the host.
-        lam: Penalty it was trained with.
-        moments: G, C, T and n of the training data, float64 on the host.
-        rank: Numerical rank of the features.
+        lam: Penalty it was trained with; None of a head without data.
+        moments: G, C, T and n of the training data, float64 on the host; None of a head without data.
+        rank: Numerical rank of the features; None of a head without data.
         resolution: Size below which an eigenvalue of G is rounding.
         selection: How lam was chosen, or None where it was given.
         target_kind: What the targets were.
@@ -54,9 +56,9 @@ class RidgeModel:
 
     features: AbstractFeatureMap
     weights: Float[np.ndarray, "p k"] | Any
-    lam: float
-    moments: Moments
-    rank: int
+    lam: float | None
+    moments: Moments | None
+    rank: int | None
     resolution: float
     selection: LamSelection | None
     target_kind: TargetKind = field(metadata={"static": True})
@@ -65,13 +67,22 @@ class RidgeModel:
     data_dtype: str = field(default="float64", metadata={"static": True})
 
     @property
-    def residual(self) -> float:
-        """Residual of the normal equations, relative to features and targets, the worst of all features."""
-        return self.solution.value
+    def residual(self) -> float | None:
+        """Residual of the normal equations, relative to features and targets, the worst of all features.
+
+        None of a head without data.
+        """
+        solution = self.solution
+        return None if solution is None else solution.value
 
     @property
-    def solution(self) -> ModelResidual:
-        """How well the weights solve the normal equations of the model's own moments, measured now."""
+    def solution(self) -> ModelResidual | None:
+        """How well the weights solve the normal equations of the model's own moments, measured now.
+
+        None of a head without data.
+        """
+        if self.moments is None or self.lam is None or self.rank is None:
+            return None
         return model_residual(
             self.moments,
             self.weights,
@@ -81,6 +92,73 @@ class RidgeModel:
             rank=self.rank,
             dropped=self.dropped,
         )
+
+    @classmethod
+    def from_weights(
+        cls,
+        features: AbstractFeatureMap,
+        weights: Any,
+        *,
+        targets: Literal["classes", "real"] | None = None,
+    ) -> Self:
+        """Make a model of any linear head, whatever trained it: no data are needed to distil it.
+
+        ``f(x) = phi(x) B`` with the B given: the last layer of a network, a logistic regression, a linear
+        support vector machine. *Ridge* regression on its distilled set returns it. What needs moments of data
+        (reduced rank, projection, weighted labels, KIP on moments) says so. Of an intercept make a weight, by
+        a feature that is constant.
+
+        Args:
+            features: Feature map phi, d -> p.
+            weights: B, shape (p, k); of scikit-learn's linear models ``coef_.T``.
+            targets: "classes" for heads whose largest output is the class: sets may have hard labels; "real"
+                for others. Default: classes where there are several outputs.
+
+        Raises:
+            InputError: another shape, or values that are not finite.
+
+        Example:
+            >>> import jax, numpy as np
+            >>> import jaxdistill as jd
+            >>> head = np.array([[1.0, -1.0], [0.5, 0.0], [0.0, 2.0]])
+            >>> model = RidgeModel.from_weights(jd.features.Linear(3), head)
+            >>> small = jd.distill(model, ipc=1, key=jax.random.key(0))
+            >>> jd.certify(model, small).exact
+            True
+
+        Source: CHW, Theorem 4.1, uses B alone.
+        """
+        if not isinstance(features, AbstractFeatureMap):
+            raise InputError(f"features is a {type(features).__name__}; pass a feature map")
+        head, p = np.asarray(weights), features.num_features
+        if head.dtype.kind not in "iuf":
+            raise InputError(f"weights have type {head.dtype}; pass numbers, such as coef_.T of scikit-learn")
+        if head.ndim != 2 or len(head) != p or head.size == 0:
+            turned = head.ndim == 2 and head.shape[1] == p
+            cure = "pass weights.T" if turned else "one row a feature and one column an output"
+            raise InputError(f"weights have shape {head.shape}, expected ({p}, k); {cure}")
+        check_finite("weights", head)
+        several = head.shape[1] > 1
+        if targets is None:
+            targets = "classes" if several else "real"
+        check_choice("targets", targets, ("classes", "real"))
+        if targets == "classes" and not several:
+            raise InputError("a single output names no classes; leave targets out")
+        kind = TargetKind.ONE_HOT if targets == "classes" else TargetKind.REAL
+        return cls(features, head.astype(np.float64), None, None, None, 0.0, None, kind)
+
+    def moments_for(self, what: str) -> Moments:
+        """The moments, for what needs them.
+
+        Raises:
+            InputError: the model is a head without data; names what is asked for.
+        """
+        if self.moments is None:
+            raise InputError(
+                f"{what} needs moments of data, and this model was made from weights alone; train one "
+                "with jaxdistill.fit_ridge"
+            )
+        return self.moments
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch k"]:
         """Prediction as a pure function of arrays: use it inside jit, vmap and grad."""
@@ -97,7 +175,7 @@ class RidgeModel:
             Predictions, shape (n, k).
 
         Raises:
-            InputError: the inputs have another shape, or are not floating point.
+            InputError: the inputs have another shape, are not floating point, or not finite.
         """
         return predict(self.features, self.weights, x, progress=progress)
 
@@ -109,12 +187,9 @@ def _predict_chunk(features: AbstractFeatureMap, weights: Array, x: Array) -> Ar
 
 def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False) -> np.ndarray:
     """Evaluate ``phi(x) B`` in batches of one shape, in the precision of ``x``."""
-    x = np.asarray(x)
-    if x.ndim != 2 or x.shape[1] != features.num_inputs or not np.issubdtype(x.dtype, np.floating):
-        raise InputError(
-            f"inputs have shape {x.shape} and type {x.dtype}, expected (n, {features.num_inputs}) in "
-            "float32 or float64"
-        )
+    x = as_floats("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
+    if x.ndim != 2 or x.shape[1] != features.num_inputs:
+        raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
     size = chunk_rows(features.num_features, max(len(x), 1))
     chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]

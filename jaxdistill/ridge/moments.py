@@ -30,9 +30,9 @@ class Moments:
     They add over chunks, devices and hosts, and are all that ridge regression, reduced rank, data-weighted
     labels and full-data KIP need to know of the data.
 
-    All sums are about a point (s, t): of ``phi(x) - s`` and ``y - t``. It is zero unless asked for. Centred sums
-    from sums about zero lose the square of mean over spread in digits; about a point within the data they
-    lose next to none. Moments about different points merge exactly.
+    All sums are about a point (s, t): of ``phi(x) - s`` and ``y - t``. It is zero unless asked for. Centred
+    sums that come from sums about zero lose a factor of (mean / spread)^2 in precision; about a point within
+    the data, next to none. Moments about different points merge exactly.
 
     Args:
         gram: G, shape (p, p).
@@ -67,6 +67,13 @@ class Moments:
     def zeros(cls, num_features: int, num_targets: int, dtype: Any = None) -> Self:
         """Moments of no examples about zero, in ``dtype`` (default: JAX's default float)."""
         return cls(*(jnp.zeros(shape, dtype) for shape in _shapes(num_features, num_targets)))
+
+    @classmethod
+    def without_sums(cls, gram: Any, cross: Any, target_gram: Any, count: Any) -> Self:
+        """Moments about zero whose sums nobody measured, and are NaN: whoever asks for a mean sees it."""
+        p, k = cross.shape
+        unknown = np.full(p, np.nan), np.full(k, np.nan)
+        return cls(gram, cross, target_gram, count, *unknown, np.zeros(p), np.zeros(k))
 
     @classmethod
     def from_features(
@@ -136,7 +143,11 @@ class Moments:
         self, feature_shift: Float[Array, " p"] | Any, target_shift: Float[Array, " k"] | Any
     ) -> Moments:
         """The same moments about another point; operators alone, so that NumPy's float64 stays."""
-        n, step, target_step = self.count, self.feature_shift - feature_shift, self.target_shift - target_shift
+        n, step, target_step = (
+            self.count,
+            self.feature_shift - feature_shift,
+            self.target_shift - target_shift,
+        )
         # Half of the step on either side: from the mean, these are the mean of the sums before and after.
         features = self.feature_sum + 0.5 * n * step
         targets = self.target_sum + 0.5 * n * target_step
@@ -156,12 +167,12 @@ class Moments:
         )
 
     @property
-    def feature_mean(self) -> Float[Array, " p"]:
+    def feature_mean(self) -> Float[Array, " p"] | Any:
         """Mean of the features, shape (p,)."""
         return self.feature_shift + self.feature_sum / self.count
 
     @property
-    def target_mean(self) -> Float[Array, " k"]:
+    def target_mean(self) -> Float[Array, " k"] | Any:
         """Mean of the targets, shape (k,)."""
         return self.target_shift + self.target_sum / self.count
 
@@ -175,7 +186,7 @@ class Moments:
 
 
 def _column_sums(rows: Float[Array, "n p"], weight: Float[Array, " n"], dtype: Any) -> Float[Array, " p"]:
-    """Weighted sum of rows: of a few in their precision, of those in ``dtype``; a fraction of the Gram product."""
+    """Weighted sum of rows: of a few in their precision, of those in ``dtype``; cheap beside a product."""
     n, p = rows.shape
     blocks = -(-n // _ROWS)
     more = blocks * _ROWS - n

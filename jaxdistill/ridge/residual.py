@@ -41,6 +41,11 @@ class ModelResidual:
         return asdict(self)
 
 
+def recorded(solution: ModelResidual | None) -> dict[str, Any] | None:
+    """What a file keeps of how well a model was solved; nothing of a head without data."""
+    return None if solution is None else solution.to_dict()
+
+
 def column_sizes(gram: Float[np.ndarray, "p p"]) -> Float[np.ndarray, " p"]:
     """Norms of the columns of the features, from the diagonal of their Gram matrix.
 

@@ -13,12 +13,15 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from jaxdistill.errors import InputError
+from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.keys import host_generator
-from jaxdistill.numerics.linalg import check_finite
 
 # Bytes of float32 features in one chunk: large enough for the matrix product to run at full speed,
 # small beside the Gram matrix of a wide map.
 CHUNK_BYTES = 2**24
+
+# What to do about targets that are no floats.
+NO_CLASSES = "turn class numbers into rows with jaxdistill.one_hot, and truth values into floats"
 
 
 class AbstractSource(abc.ABC):
@@ -72,8 +75,8 @@ class ArraySource(AbstractSource):
         """Check a pair of arrays, and choose the size of chunks by the features that are made of them.
 
         Args:
-            x: Inputs, shape (n, d).
-            y: Targets, shape (n, k).
+            x: Inputs, shape (n, d): floats, in whatever NumPy reads.
+            y: Targets, shape (n, k): likewise.
             num_inputs: d; None for whatever x has.
             num_features: Numbers that one input becomes.
             name: What the arrays are called in a message, before "x" and "y".
@@ -81,12 +84,7 @@ class ArraySource(AbstractSource):
         Raises:
             InputError: shapes or types that do not fit, values that are not finite.
         """
-        x, y = np.asarray(x), np.asarray(y)
-        if not np.issubdtype(x.dtype, np.floating) or not np.issubdtype(y.dtype, np.floating):
-            raise InputError(
-                f"{name}x has type {x.dtype} and {name}y {y.dtype}; both must be floating point "
-                "(turn class numbers into rows with jaxdistill.one_hot)"
-            )
+        x, y = as_floats(f"{name}x", x), as_floats(f"{name}y", y, cure=NO_CLASSES)
         if x.ndim != 2 or (num_inputs is not None and x.shape[1] != num_inputs):
             expected = "d" if num_inputs is None else num_inputs
             raise InputError(f"{name}x has shape {x.shape}, expected (n, {expected}) as the features take it")
@@ -94,8 +92,6 @@ class ArraySource(AbstractSource):
             raise InputError(
                 f"{name}y has shape {y.shape}, expected ({len(x)}, k): one row of targets an example"
             )
-        check_finite(f"{name}x", x)
-        check_finite(f"{name}y", y)
         return cls(x, y, chunk_rows(num_features, len(x)))
 
     @property

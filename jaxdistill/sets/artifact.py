@@ -10,7 +10,7 @@ import os
 import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, BinaryIO, Self, final, overload
 
 import jax
 import numpy as np
@@ -19,12 +19,13 @@ from jaxtyping import Float
 from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.data.transforms import rebuild_preprocess
 from jaxdistill.errors import ArtifactError, InputError
-from jaxdistill.features import KINDS, AbstractFeatureMap, Encoder
-from jaxdistill.numerics.files import write_atomically
+from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.features.stored import parts_of, rebuild
+from jaxdistill.numerics.files import File, path_of, write_file
 from jaxdistill.sets.archive import read_archive, read_json
-from jaxdistill.sets.checks import check_examples, check_parameters, understood
+from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
-FORMAT = 3  # 1: LeakyReLU networks only; 2: no kernels; both are still read
+FORMAT = 1
 _MAGIC = "jaxdistill"
 _REQUIRED = ("meta", "digest", "inputs", "labels", "lam")
 
@@ -42,8 +43,14 @@ class AbstractSet(abc.ABC):
 
     @property
     def images(self) -> np.ndarray:
-        """The examples in the data's own units and shape, (m, H, W, C) or (m, d)."""
-        return self.x if self.preprocess is None else self.preprocess.inverse(self.x)
+        """The examples in the data's own units and shape, (m, H, W, C) or (m, d).
+
+        Those of a table are float64: its units may need the digits, as seconds since 1970 do.
+        """
+        if self.preprocess is None:
+            return self.x
+        table = len(self.preprocess.shape) == 1
+        return self.preprocess.inverse(self.x.astype(np.float64) if table else self.x)
 
     @property
     def digest(self) -> str:
@@ -82,7 +89,13 @@ class AbstractSet(abc.ABC):
             raise ArtifactError("the certificate was computed on another set; certify the set that is saved")
         return replace(self, certificate=report)  # pyright: ignore[reportArgumentType]
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    @overload
+    def save(self, path: str | os.PathLike[str]) -> Path: ...
+
+    @overload
+    def save(self, path: BinaryIO) -> BinaryIO: ...
+
+    def save(self, path: File) -> Path | BinaryIO:
         """Write the set as one .npz file, beside the target first and then renamed.
 
         The file opens with ``numpy.load`` alone: ``images``, ``inputs``, ``labels``, ``lam``, what tells the
@@ -91,10 +104,10 @@ class AbstractSet(abc.ABC):
         ``preprocess/``, and ``meta``, a JSON text with everything else.
 
         Args:
-            path: Where to write.
+            path: Where to write: a path, or a file that is open in binary mode.
 
         Returns:
-            The path.
+            The path, or the file.
 
         Raises:
             OutputError: the file cannot be written there.
@@ -130,7 +143,7 @@ class AbstractSet(abc.ABC):
         arrays["digest"] = np.array(_digest(arrays))
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
-        return write_atomically(path, buffer.getvalue())
+        return write_file(path, buffer.getvalue())
 
 
 @final
@@ -175,80 +188,79 @@ class DistilledSet(AbstractSet):
 
     def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays = {f"features/{name}": value for name, value in self.features.arrays().items()}
-        about = {"kind": self.features.kind, "settings": self.features.settings()}
-        return {"weights": self.weights} | arrays, {"features": about}
+        return {"weights": self.weights} | arrays, {"features": parts_of(self.features)}
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+        cls,
+        path: File,
+        *,
+        module: Any | None = None,
+        variables: Any | None = None,
+        features: Any | None = None,
     ) -> Self:
         """Read a set back; nothing in the file is ever executed.
 
         Args:
-            path: A file that :meth:`save` wrote.
+            path: A file that :meth:`save` wrote, by its path or open in binary mode.
             module: The flax module of an :class:`~jaxdistill.features.Encoder` whose code is not the
                 package's own; it is checked to be the same function.
             variables: Variables of a linen module, where the file keeps only their hash.
+            features: The feature map itself, in place of the module; of a
+                :class:`~jaxdistill.features.Function` the only way, since no file holds its code.
 
         Returns:
             The set.
 
         Raises:
-            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format; or
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format; or
                 its features need a module that is missing, or another one.
         """
-        path = Path(path)
         arrays, meta = read_set(path)
         if "kernel" in meta:
             raise ArtifactError(f"{path} is a set for a kernel; read it with jaxdistill.load_set")
         with understood(path):
             check_examples(path, arrays, meta, ("weights",))
-            kind = KINDS[meta["features"]["kind"]]
-            parts = meta["features"]["settings"], arrays_under("features/", arrays)
-            if module is None and variables is None:
-                features = kind.from_parts(*parts)
-            elif kind is Encoder:
-                features = Encoder.from_parts(*parts, module=module, variables=variables)
-            else:
-                raise ArtifactError(f"{path} has {kind.kind} features, which need no module; leave it out")
+            code = {"module": module, "variables": variables, "features": features}
+            parts = arrays_under("features/", arrays)
+            phi = rebuild(meta["features"], parts, **code)
+            check_code(path, code, [phi])
             made = cls(
-                features=features,
+                features=phi,
                 weights=arrays["weights"],
-                **common_fields(arrays, meta),
+                **common_fields(path, arrays, meta),
             )
-            found, wanted = (features.num_inputs, features.num_features), (made.x.shape[1], len(made.weights))
+            found, wanted = (phi.num_inputs, phi.num_features), (made.x.shape[1], len(made.weights))
             if found != wanted:
                 raise ArtifactError(
                     f"{path} has features of (d, p) = {found} for a set of {wanted}; get the original"
                 )
-            check_parameters(path, features.arrays(), parts[1])
+            check_parameters(path, phi.arrays(), parts)
             return made
 
 
-def read_set(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_set(path: File) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and metadata of a saved set, after every check that does not depend on its kind.
 
     Raises:
-        ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format.
+        ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format.
     """
     arrays = _read(path)
     with understood(path):
         return arrays, _read_meta(path, arrays)
 
 
-def common_fields(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
+def common_fields(path: File, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> dict[str, Any]:
     """The fields that every set has, from what :func:`read_set` returned."""
-    transform = meta["preprocess"]
+    told, stored = meta["preprocess"], arrays_under("preprocess/", arrays)
+    transform = None if told is None else rebuild_preprocess(told["kind"], told["settings"], stored)
+    check_parameters(path, {} if transform is None else transform.arrays(), stored)
     return {
         "x": arrays["inputs"],
         "y": arrays["labels"],
         "lam": float(arrays["lam"]),
         "recipe": meta["recipe"],
-        "preprocess": None
-        if transform is None
-        else rebuild_preprocess(
-            transform["kind"], transform["settings"], arrays_under("preprocess/", arrays)
-        ),
+        "preprocess": transform,
         "class_names": tuple(str(name) for name in arrays["class_names"])
         if "class_names" in arrays
         else None,
@@ -270,17 +282,20 @@ def arrays_under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.nda
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+def _read(path: File) -> dict[str, np.ndarray]:
+    file = path_of(path)
+    if isinstance(file, Path) and not file.is_file():
         raise ArtifactError(f"{path} does not exist; make one with: jaxdistill distill --out DIR")
     try:
-        with path.open("rb") as file:
-            return read_archive(file, path)
+        if isinstance(file, Path):
+            with file.open("rb") as stream:
+                return read_archive(stream, path)
+        return read_archive(file, path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}; copy it again") from None
 
 
-def _read_meta(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Metadata, after the checks that need no knowledge of the format, then the digest."""
     missing = [name for name in _REQUIRED if name not in arrays]
     if "meta" in missing:
@@ -292,9 +307,9 @@ def _read_meta(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         raise ArtifactError(f"{path} has metadata that cannot be read; copy it again") from None
     if program != _MAGIC:
         raise ArtifactError(f"{path} was written by {program!r}, not by {_MAGIC}")
-    if version > FORMAT:
+    if version != FORMAT:
         raise ArtifactError(
-            f"{path} has format {version}, this version reads up to {FORMAT}; upgrade jaxdistill"
+            f"{path} has format {version}, this version reads {FORMAT}; upgrade jaxdistill, or make it again"
         )
     told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
     missing += [name for name in told if name not in arrays]

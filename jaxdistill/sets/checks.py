@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from jaxdistill.errors import ArtifactError
+from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.sets.archive import first_line
 
 
@@ -28,6 +29,23 @@ def understood(where: Any) -> Iterator[None]:
         raise ArtifactError(
             f"{where} lacks or does not understand {first_line(error)}; make it again with this version"
         ) from None
+
+
+def check_code(where: Any, code: dict[str, Any], maps: Sequence[AbstractFeatureMap]) -> None:
+    """Raise where code was given for a file that none of whose feature maps takes it.
+
+    Args:
+        where: What to call the file in errors.
+        code: What was given, by the name of the argument.
+        maps: Feature maps of the set.
+
+    Raises:
+        ArtifactError: names the argument.
+    """
+    for name, value in code.items():
+        if value is not None and not any(name in phi.code for phi in maps):
+            kinds = ", ".join(sorted({phi.kind for phi in maps})) or "no"
+            raise ArtifactError(f"{where} has {kinds} features, which need no {name}; leave it out")
 
 
 def check_examples(
@@ -86,7 +104,7 @@ def _input_shapes(part: Any) -> Iterator[list[int]]:
 
 
 def check_parameters(where: Any, found: dict[str, np.ndarray], stored: dict[str, np.ndarray]) -> None:
-    """Raise unless a map or kernel holds the very arrays that were stored.
+    """Raise unless a map, kernel or transform holds the very arrays that were stored.
 
     Raises:
         ArtifactError: arrays that nobody reads, or float64 that JAX rounded to float32.

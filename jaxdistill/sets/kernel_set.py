@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, final
@@ -13,11 +13,12 @@ from jaxtyping import Float
 
 from jaxdistill.data.preprocess import AbstractPreprocess
 from jaxdistill.errors import ArtifactError
-from jaxdistill.features import Encoder
+from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.kernels.base import AbstractKernel, parts_of
 from jaxdistill.kernels.stored import rebuild
+from jaxdistill.numerics.files import File, path_of
 from jaxdistill.sets.artifact import AbstractSet, DistilledSet, arrays_under, common_fields, read_set
-from jaxdistill.sets.checks import check_examples, check_parameters, understood
+from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
 
 @final
@@ -75,57 +76,60 @@ class KernelSet(AbstractSet):
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+        cls,
+        path: File,
+        *,
+        module: Any | None = None,
+        variables: Any | None = None,
+        features: Any | None = None,
     ) -> Self:
         """Read a set back; nothing in the file is ever executed.
 
         Args:
-            path: A file that :meth:`save` wrote.
+            path: A file that :meth:`save` wrote, by its path or open in binary mode.
             module: The flax module of the kernel, where its code is not the package's own; it is checked to
                 be the same function.
             variables: Variables of a linen module, where the file keeps only their hash.
+            features: The feature map itself, for the kernel of one, in place of the module.
 
         Raises:
-            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of a newer format, or a
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format, or a
                 set of a feature map; or its kernel needs a module that is missing, or another one.
         """
-        path = Path(path)
         arrays, meta = read_set(path)
         if "kernel" not in meta:
             raise ArtifactError(f"{path} is a set of a feature map; read it with jaxdistill.load_set")
         with understood(path):
             check_examples(path, arrays, meta, ("values", "squared_norm"))
-            code = {"module": module, "variables": variables}
+            code = {"module": module, "variables": variables, "features": features}
             kernel = rebuild(meta["kernel"], arrays_under("kernel/", arrays), **code)
-            if (module is not None or variables is not None) and not _has_module(kernel):
-                raise ArtifactError(
-                    f"{path} has the kernel {kernel.kind!r}, which needs no module; leave it out"
-                )
+            maps = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractFeatureMap))
+            check_code(path, code, [part for part in maps if isinstance(part, AbstractFeatureMap)])
             made = cls(
                 kernel=kernel,
                 values=arrays["values"],
                 squared_norm=float(arrays["squared_norm"]),
                 resolution=float(meta["resolution"]),
-                **common_fields(arrays, meta),
+                **common_fields(path, arrays, meta),
             )
             check_parameters(path, kernel.arrays(), arrays_under("kernel/", arrays))
             return made
 
 
-def _has_module(kernel: AbstractKernel) -> bool:
-    parts = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, Encoder))
-    return any(isinstance(part, Encoder) for part in parts)
-
-
 def load_set(
-    path: str | os.PathLike[str], *, module: Any | None = None, variables: Any | None = None
+    path: File,
+    *,
+    module: Any | None = None,
+    variables: Any | None = None,
+    features: Any | None = None,
 ) -> DistilledSet | KernelSet:
     """Read a saved set, of a feature map or of a kernel.
 
     Args:
-        path: A file that ``save`` of either wrote.
+        path: A file that ``save`` of either wrote, by its path or open in binary mode.
         module: The flax module, where the set is of one whose code is not the package's own.
         variables: Variables of a linen module, where the file keeps only their hash.
+        features: The feature map itself, in place of the module; of a function the only way.
 
     Raises:
         ArtifactError: as :meth:`DistilledSet.load`.
@@ -135,6 +139,11 @@ def load_set(
         Traceback (most recent call last):
         jaxdistill.errors.ArtifactError: no.npz does not exist; make one with: jaxdistill distill --out DIR
     """
-    meta = read_set(Path(path))[1]
+    file = path_of(path)
+    if not isinstance(file, Path):  # it is read twice
+        file = io.BytesIO(file.read())
+    meta = read_set(file)[1]
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     kind = KernelSet if "kernel" in meta else DistilledSet
-    return kind.load(path, module=module, variables=variables)
+    return kind.load(path, module=module, variables=variables, features=features)

@@ -5,8 +5,8 @@ row space of the features. So images Xs and coefficients M are sought with
 
     phi(Xs)^T M = Q,      Q (p,r) an orthonormal basis of the columns of B, M (m,r) free.
 
-With an unpenalised intercept it is the centred features whose rows must hold the columns of B: the columns of M
-sum to zero.
+With an unpenalised intercept it is the centred features whose rows must hold the columns of B: the columns
+of M sum to zero.
 
 Pure functions of arrays, safe under jit, vmap and grad; :mod:`jaxdistill.solve.spanning_step` takes one
 step towards a solution, :mod:`jaxdistill.solve.spanning_solver` as many as it needs.

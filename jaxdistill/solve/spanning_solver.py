@@ -152,7 +152,9 @@ def solve_spanning(
     least = rank + intercept
     if m < least:
         what = " and an intercept" if intercept else ""
-        raise InputError(f"{m} examples cannot span weights of rank {rank}{what}; start from at least {least}")
+        raise InputError(
+            f"{m} examples cannot span weights of rank {rank}{what}; start from at least {least}"
+        )
     method = choose_method(p, d, m, rank, number) if method is None else method
     require_memory(
         peak_bytes(method, p, d, m, rank, number),

@@ -28,9 +28,26 @@ NAMES = [
     *("meta.npy", "digest.npy", "kernel/x.npy", "features/weights_9.npy", "Eule ä.npy", "a\x01b.npy"),
     *("inputs.npy", "labels.npy", "lam.npy", "weights.npy", "values.npy", "class_names.npy"),
 ]
-TEXTS = ["", "x", "1e999", "-1", "NaN", "linear", "network", "rbf", "encoder", "zca", "ntk", "\u0000", "ä" * 999]
+TEXTS = [
+    "",
+    "x",
+    "1e999",
+    "-1",
+    "NaN",
+    "linear",
+    "network",
+    "rbf",
+    "encoder",
+    "zca",
+    "ntk",
+    "\u0000",
+    "ä" * 999,
+]
 VALUES: list[Callable[[], Any]] = [
-    *(lambda v=v: v for v in (None, True, -1, 0, 1, 3, 10**6, 10**9, 10**40, 1e308, float("nan"), float("inf"))),
+    *(
+        lambda v=v: v
+        for v in (None, True, -1, 0, 1, 3, 10**6, 10**9, 10**40, 1e308, float("nan"), float("inf"))
+    ),
     *(lambda v=v: v for v in (-float("inf"), [], {}, [[]], [1, 2], {"a": 1}, [10**9, 10**9])),
     *(lambda t=t: t for t in TEXTS),
 ]
@@ -203,13 +220,16 @@ def shuffled(rng: Rng, members: Original, others: list[Original]) -> bytes:
         case 8:
             method = pick(rng, [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
         case 9:
-            listed[here] = (name, pick(rng, [pack(listed), content + rng.bytes(8), content[:-1], content * 2]))
+            listed[here] = (
+                name,
+                pick(rng, [pack(listed), content + rng.bytes(8), content[:-1], content * 2]),
+            )
     return pack([(str(name), bytes(content)) for name, content in listed], method)
 
 
 @cache
 def bomb() -> bytes:
-    """A deflated .npy of 1.5 GB of zeros in 1.5 MB: after a full flush every block packs to the same bytes."""
+    """A deflated .npy of 1.5 GB of zeros; after a full flush every block packs to the same bytes."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     header = npy_header({"descr": "<f4", "fortran_order": False, "shape": (BOMB // 4,)})
     start = packer.compress(header) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -236,7 +256,9 @@ def bombed(rng: Rng, members: Original) -> bytes:
     return bytes(content)
 
 
-def npy_header(fields: dict[str, Any] | str, version: tuple[int, int] = (1, 0), length: int | None = None) -> bytes:
+def npy_header(
+    fields: dict[str, Any] | str, version: tuple[int, int] = (1, 0), length: int | None = None
+) -> bytes:
     text = (fields if isinstance(fields, str) else repr(fields)).encode("utf-8")
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     size = struct.pack("<H" if version == (1, 0) else "<L", (len(text) if length is None else length) % 2**16)
@@ -257,7 +279,14 @@ def headed(rng: Rng, members: Original) -> bytes:
                     *((n,) for n in HUGE),
                     *((n, n) for n in HUGE),
                     *((-n, -n) for n in HUGE),
-                    *((array.size,), (*array.shape, 1), (1, *array.shape), array.shape[::-1], (True,), (1.5,)),
+                    *(
+                        (array.size,),
+                        (*array.shape, 1),
+                        (1, *array.shape),
+                        array.shape[::-1],
+                        (True,),
+                        (1.5,),
+                    ),
                     *((), (0,), (-1,), None, "x", [array.size], (1,) * 33, (1,) * 65, (0, 2**62), (0, 2**70)),
                 ],
             )
@@ -275,8 +304,19 @@ def headed(rng: Rng, members: Original) -> bytes:
             del fields[pick(rng, list(fields))]
         case 7:
             code = "__import__('os').abort()"
-            odd = [code, "{'descr': " + code + "}", "(" * 5000, "{" * 9000, "[" * 200, "1L", "{'a': 1L}", "\x00" * 40]
-            text = pick(rng, [*odd, "{'descr': '<f4', 'fortran_order': False, 'shape': (3L, 4L)}", "9" * 9000])
+            odd = [
+                code,
+                "{'descr': " + code + "}",
+                "(" * 5000,
+                "{" * 9000,
+                "[" * 200,
+                "1L",
+                "{'a': 1L}",
+                "\x00" * 40,
+            ]
+            text = pick(
+                rng, [*odd, "{'descr': '<f4', 'fortran_order': False, 'shape': (3L, 4L)}", "9" * 9000]
+            )
     body = pick(rng, [array.tobytes(), array.tobytes(), b"", rng.bytes(1 + some(rng, 500))])
     return packed(members | {name: npy_header(text or fields, version, length) + body})
 
@@ -338,8 +378,17 @@ def forged_meta(rng: Rng, members: Original) -> bytes:
     text = json.dumps(meta)
     if rng.random() < 0.1:
         deep = int(pick(rng, [10, 900, 100_000]))
-        odd = ["[" * deep, "[" * deep + "]" * deep, '{"a":' * deep + "1" + "}" * deep, "9" * 5000, whole[:-1], ""]
-        text = pick(rng, [*odd, whole + "}", "null", "[]", '"meta"', "\ud800", whole.replace("3", "9" * 5000)])
+        odd = [
+            "[" * deep,
+            "[" * deep + "]" * deep,
+            '{"a":' * deep + "1" + "}" * deep,
+            "9" * 5000,
+            whole[:-1],
+            "",
+        ]
+        text = pick(
+            rng, [*odd, whole + "}", "null", "[]", '"meta"', "\ud800", whole.replace("3", "9" * 5000)]
+        )
     return sealed(members | {"meta": npy(np.array(text))})
 
 
@@ -350,7 +399,16 @@ def foreign(rng: Rng, content: bytes, others: list[bytes]) -> bytes:
     return pick(
         rng,
         [
-            *(b"", b"PK", b"PK\3\4", b"PK\5\6" + bytes(18), b"text", zlib.compress(content), pickled, b"\x80\x04N."),
+            *(
+                b"",
+                b"PK",
+                b"PK\3\4",
+                b"PK\5\6" + bytes(18),
+                b"text",
+                zlib.compress(content),
+                pickled,
+                b"\x80\x04N.",
+            ),
             *(npy(np.ones(3)), pack([("set.npz", content)]), pack([("inputs.npy", content)])),
             *(content + other, other[:50] + content, rng.bytes(30) + content, content + rng.bytes(30)),
             *(content + content, content[:-2] + struct.pack("<H", len(other)) + other),
@@ -359,46 +417,29 @@ def foreign(rng: Rng, content: bytes, others: list[bytes]) -> bytes:
     )
 
 
-KINDS = {
-    "bits flipped": 14,
-    "bits of headers flipped": 22,
-    "cut or overwritten": 14,
-    "numbers of the archive": 14,
-    "members exchanged": 10,
-    "headers of arrays": 12,
-    "overlapping members": 2,
-    "zip bombs": 2,
-    "forged arrays": 4,
-    "forged metadata": 4,
-    "foreign or nested": 2,
+Maker = Callable[[Rng, bytes, list[bytes]], bytes]
+# How often of a hundred, and how: from the set itself, and the others.
+KINDS: dict[str, tuple[int, Maker]] = {
+    "bits flipped": (14, lambda rng, own, _: flip(rng, own)),
+    "bits of headers flipped": (22, lambda rng, own, _: flip(rng, own, parts_of(own)[1])),
+    "cut or overwritten": (14, lambda rng, own, _: cut(rng, own)),
+    "numbers of the archive": (14, lambda rng, own, _: numbers(rng, own, parts_of(own)[2])),
+    "members exchanged": (
+        10,
+        lambda rng, own, others: shuffled(rng, parts_of(own)[0], [parts_of(other)[0] for other in others]),
+    ),
+    "headers of arrays": (12, lambda rng, own, _: headed(rng, parts_of(own)[0])),
+    "overlapping members": (2, lambda rng, own, _: overlapping(rng, own)),
+    "zip bombs": (2, lambda rng, own, _: bombed(rng, parts_of(own)[0])),
+    "forged arrays": (4, lambda rng, own, _: forged_array(rng, parts_of(own)[0])),
+    "forged metadata": (4, lambda rng, own, _: forged_meta(rng, parts_of(own)[0])),
+    "foreign or nested": (2, foreign),
 }
-_WEIGHTS = np.cumsum(list(KINDS.values())) / sum(KINDS.values())
+_WEIGHTS = np.cumsum([share for share, _ in KINDS.values()])
 
 
 def mutant(rng: Rng, name: str, contents: dict[str, bytes]) -> tuple[str, bytes]:
     """A damaged or forged version of one of several sets: its kind, and its content."""
-    content, others = contents[name], [c for n, c in contents.items() if n != name]
-    kind = list(KINDS)[int(np.searchsorted(_WEIGHTS, rng.random()))]
-    members, places, fields = parts_of(content)
-    match kind:
-        case "bits flipped":
-            return kind, flip(rng, content)
-        case "bits of headers flipped":
-            return kind, flip(rng, content, places)
-        case "cut or overwritten":
-            return kind, cut(rng, content)
-        case "numbers of the archive":
-            return kind, numbers(rng, content, fields)
-        case "members exchanged":
-            return kind, shuffled(rng, members, [parts_of(c)[0] for c in others])
-        case "headers of arrays":
-            return kind, headed(rng, members)
-        case "overlapping members":
-            return kind, overlapping(rng, content)
-        case "zip bombs":
-            return kind, bombed(rng, members)
-        case "forged arrays":
-            return kind, forged_array(rng, members)
-        case "forged metadata":
-            return kind, forged_meta(rng, members)
-    return kind, foreign(rng, content, others)
+    kind = list(KINDS)[int(np.searchsorted(_WEIGHTS, _WEIGHTS[-1] * rng.random()))]
+    others = [content for other, content in contents.items() if other != name]
+    return kind, KINDS[kind][1](rng, contents[name], others)

@@ -1,13 +1,13 @@
 """Damaged and forged artifacts: none crashes, hangs, takes over 1 GB, or loads as something else.
 
-``python tests/bench/mutated_artifacts.py --count 1000000 --seconds 3000 --out mutants`` loads that many, on two
-processes, for at most so many seconds; the same command again goes on from ``mutants/state.json``. Exit status 1
-where anything failed; a failure is told by seed and number, and ``--only NUMBER`` runs that one alone.
+``python tests/bench/mutated_artifacts.py --count 1000000 --seconds 3000 --out mutants`` loads that many, on
+two processes, for at most so many seconds; the same command again goes on from ``mutants/state.json``. Exit
+status 1 where anything failed; a failure is told by its number, and ``--only NUMBER`` runs that one alone.
 
-Every file is a version of four sets (of a linear map, a network, a kernel, a trained network), damaged as bytes,
-as an archive, as arrays, or forged: changed, with a digest that fits. Loading one must end in ArtifactError, or
-give a set in which everything that the file's digest covers is as in the original; of a forged file, as the file
-says it.
+Every file is a version of four sets (of a linear map, a network, a kernel, a trained network), damaged as
+bytes, as an archive, as arrays, or forged: changed, with a digest that fits. Loading one must end in
+ArtifactError, or give a set in which everything that the file's digest covers is as in the original; of a
+forged file, as the file says.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ BLOCK = 1000  # mutants between two writes of the state, on each process
 PROCESSES = 2
 MOST_SECONDS = 5.0  # for one file
 MOST_BYTES = 10**9
-SHARES = {"linear": 0.3, "network": 0.33, "kernel": 0.33, "encoder": 0.04}  # an encoder is compiled to be checked
+SHARES = {
+    "linear": 0.3,
+    "network": 0.33,
+    "kernel": 0.33,
+    "encoder": 0.04,
+}  # an encoder is compiled to be checked
 
 
 def originals(folder: Path, names: Iterable[str] = tuple(SHARES)) -> dict[str, bytes]:
@@ -155,6 +160,8 @@ class Trial:
 
     def __init__(self, contents: dict[str, bytes], folder: Path, seed: int) -> None:
         self.contents, self.path, self.seed = contents, folder / f"{os.getpid()}.npz", seed
+        shares = np.array([SHARES[name] for name in contents])
+        self.shares = shares / shares.sum()
         self.expected = {}
         for name, content in contents.items():
             self.path.write_bytes(content)
@@ -163,7 +170,7 @@ class Trial:
     def run(self, number: int) -> tuple[str, str, str]:
         """Kind of set, kind of damage, and what came of it."""
         rng = np.random.default_rng([self.seed, number])
-        name = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        name = str(rng.choice(list(self.contents), p=self.shares))
         kind, content = mutant(rng, name, self.contents)
         signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
         try:
@@ -226,7 +233,7 @@ class Worker:
         theirs.close()
 
     def result(self, block: range) -> tuple[Counter[str], list[list[Any]], int]:
-        """What came of a block; a crash or a hang is a failure, and the rest of the block is done after it."""
+        """What came of a block; a crash or a hang is a failure, and the rest of the block follows."""
         counts: Counter[str] = Counter()
         failures: list[list[Any]] = []
         peak = 0
@@ -301,7 +308,9 @@ def table(state: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=3000.0)
     parser.add_argument("--out", type=Path, default=Path("mutants"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import platformdirs
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxdistill.cli import cache
 from jaxdistill.cli.main import main
@@ -51,7 +52,8 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name, appauthor: own / name)
 
     def go(*more):
-        jax.clear_caches()  # as in a process of its own
+        jax.clear_caches()  # as in a process of its own, whose cache is not open yet
+        compilation_cache.reset_cache()
         status = main([*SMALL, "--out", str(tmp_path / "out"), *more])
         return status, *capsys.readouterr()
 

@@ -171,3 +171,50 @@ def test_importing_the_package_stays_light():
     code = f"import sys, jaxdistill; print([m for m in '{heavy}'.split() if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_table_of_time_stamps_comes_back_in_its_own_units(capsys, tmp_path):
+    """Seconds since 1970: float32 would put them two minutes apart."""
+    rng = np.random.default_rng(2)
+    x = np.stack([1.7e9 + np.arange(72.0), rng.standard_normal(72)], axis=1)
+    y = (x[:, 0] - 1.7e9) / 72
+    name = save(tmp_path / "t.npz", x_train=x[:60], x_test=x[60:], y_train=y[:60], y_test=y[60:])
+    words = ("distill", "--dataset", name, "--size", "2", "--out", str(tmp_path / "o"), "--json")
+    status, text, err = run(capsys, *words)
+    assert status == 0, err
+    with np.load(tmp_path / "o" / "distilled.npz") as file:
+        images, inputs = file["images"], file["inputs"]
+    assert images.dtype == np.float64 and inputs.dtype == np.float32
+    again = (images - x[:60].mean(0)) / x[:60].std(0)
+    np.testing.assert_allclose(again, inputs, rtol=1e-5, atol=1e-6)
+    found = json.loads(
+        run(capsys, "evaluate", str(tmp_path / "o" / "distilled.npz"), "--dataset", name, "--json")[1]
+    )
+    assert found["squared_error_full"] == json.loads(text)["squared_error_full"]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda classes: np.sqrt(classes + 0.5), "save y as integers"),
+        (lambda classes: np.eye(3)[classes], "one-hot rows of 3 classes: save y.argmax(axis=1)"),
+        (lambda classes: classes.astype(np.float32), "0., 1., ... 2.: save y.astype(int)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["distill", "kip"])
+def test_real_targets_without_a_size_say_what_they_look_like(capsys, tmp_path, command, make, says):
+    name = save(tmp_path / "r.npz", y_train=make(np.arange(60) % 3), y_test=make(np.arange(12) % 3))
+    status, out, err = run(capsys, command, "--dataset", name, "--out", str(tmp_path / "out"))
+    assert status == 2 and out == "" and err.count("\n") == 1
+    assert "give --size N; to classify" in err and says in err
+
+
+def test_a_picture_that_fails_costs_one_line_and_not_the_set(capsys, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no\nfonts")
+
+    monkeypatch.setattr("jaxdistill.plots.draw_rows", broken)
+    status, text, err = run(capsys, "distill", "--out", str(tmp_path / "o"), "--json")
+    assert status == 0 and err.count("\n") == 1 and "images.png was not drawn (RuntimeError: no fonts)" in err
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["certificate.json", "distilled.npz"]
+    assert len(json.loads(text)["files"]) == 2

@@ -116,7 +116,20 @@ def test_npz_table_keeps_its_units(tmp_path, dtype):
     table = (np.arange(48).reshape(12, 4) * 7 % 256).astype(dtype)
     data = load_dataset(saved(tmp_path, x_train=table, x_test=table[:6]))
     np.testing.assert_array_equal(data.x_train, table.astype(np.float32))
-    assert data.example_shape == (4,)
+    assert data.example_shape == (4,) and data.x_train.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [("f4", "f4", "f4"), ("f2", "f4", "f4"), ("f4", "f8", "f8"), (">i8", "i4", "f8"), (">f8", ">f4", "f8")],
+)
+def test_npz_table_keeps_its_precision_in_both_parts(tmp_path, train, test, expected):
+    table = np.arange(48).reshape(12, 4)
+    data = load_dataset(saved(tmp_path, x_train=table.astype(train), x_test=table[:6].astype(test)))
+    assert data.x_train.dtype == data.x_test.dtype == np.dtype(expected)
+    assert data.x_train.dtype.isnative
+    np.testing.assert_array_equal(data.x_train, table)
+    np.testing.assert_array_equal(data.x_test, table[:6])
 
 
 def test_npz_regression(tmp_path):
@@ -162,12 +175,14 @@ def changed(key, index, value, dtype=None):
         ({"x_train": np.uint8(3)}, "shape"),
         ({"x_train": np.zeros(12)}, r"images \(n,H,W,C\)"),
         ({"x_train": np.zeros((12, 4, 5, 3), np.int32)}, "type int32.*uint8"),
+        ({"x_train": np.zeros((12, 3, 5, 6), np.uint8)}, r"channels come last.*\(12, 5, 6, 3\)"),
+        ({"x_train": np.zeros((12, 1, 28, 28))}, r"channels come last.*\(12, 28, 28, 1\)"),
         ({"x_train": np.full((12, 4), "a")}, "numeric table"),
         (changed("x_train", (3, 0, 1, 2), np.nan, np.float32), r"x_train\[3, 0, 1, 2\] is nan"),
         (changed("x_test", (5, 1, 0, 0), -np.inf, np.float64), r"x_test\[5, 1, 0, 0\] is -inf"),
         (changed("x_train", (0, 0, 0, 0), 255.0, np.float32), r"range from 0 to 255.*rescale"),
         (changed("x_train", (0, 0, 0, 0), -1.0, np.float32), r"range from -1"),
-        ({"x_train": np.full((12, 4), 1e300), "x_test": np.zeros((6, 4))}, r"\[0, 0\] is inf"),
+        ({"x_train": np.full((12, 4), np.inf), "x_test": np.zeros((6, 4))}, r"\[0, 0\] is inf"),
         ({"y_train": np.array([np.inf] * 12), "y_test": np.zeros(6)}, r"y_train\[0, 0\] is inf"),
         ({"y_test": np.zeros(6)}, "both must be classes"),
         ({"y_train": np.zeros((12, 2)), "y_test": np.zeros((6, 3))}, "same width"),

@@ -267,8 +267,12 @@ def test_shapes_and_types_are_checked(kind, convert):
         pre.forward(convert(np.zeros(2, np.float32)))
     with pytest.raises(InputError, match="x has type uint8"):
         pre.forward(convert(np.zeros((9, 3, 2, 2), np.uint8)))
-    with pytest.raises(InputError, match="inputs has type float16"):
-        pre.inverse(convert(np.zeros((9, 12), np.float16)))
+    with pytest.raises(InputError, match="inputs has type int32"):
+        pre.inverse(convert(np.zeros((9, 12), np.int32)))
+    # Half precision is read as the float32 numbers that it holds.
+    half = convert(np.linspace(-1, 1, 108).reshape(9, 12).astype(np.float16))
+    assert pre.inverse(half).dtype == np.float32
+    np.testing.assert_array_equal(pre.inverse(half), pre.inverse(half.astype(np.float32)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,6 +282,8 @@ def test_shapes_and_types_are_checked(kind, convert):
         (np.zeros((3, 4), np.uint8), "type uint8"),
         (np.zeros((3, 4, 4)), r"images \(n,H,W,C\) or a table"),
         (np.zeros((0, 4)), "to fit on"),
+        (np.zeros((5, 3, 32, 32)), r"channels come last.*\(5, 32, 32, 3\)"),
+        (np.zeros((5, 1, 8, 8), np.float32), r"channels come last.*\(5, 8, 8, 1\)"),
         (np.array([[0.0, 1.0], [np.nan, 1.0]]), r"x holds 1 .*index \(1, 0\)"),
         (np.array([[0.0, -np.inf]]), r"index \(0, 1\)"),
     ],

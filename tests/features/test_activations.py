@@ -1,6 +1,4 @@
-"""Activations and the networks made of them: values, inverses, ranges, refusals, old files."""
-
-import json
+"""Activations and the networks made of them: values, inverses, ranges, refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -122,19 +120,3 @@ def test_activations_pass_through_jit_vmap_and_grad():
 def test_unknown_activations_are_refused_with_the_nearest():
     with pytest.raises(errors.InputError, match="did you mean 'gelu'"):
         RandomNetwork.create(5, widths=(4,), activation="gellu", key=KEY)
-
-
-def test_files_of_format_1_still_load(problem, tmp_path, monkeypatch):
-    """Format 1 knew LeakyReLU alone: settings without an activation."""
-    phi = RandomNetwork.create(12, widths=(12,), negative_slope=0.2, key=KEY)
-    model = jd.fit_ridge(phi, problem["x"], problem["y"], lam=1.0)
-    small = jd.distill(model, ipc=1, key=KEY)
-    monkeypatch.setattr("jaxdistill.sets.artifact.FORMAT", 1)
-    monkeypatch.setattr(RandomNetwork, "settings", lambda self: {"negative_slope": 0.2, "layers": 1})
-    path = small.save(tmp_path / "old.npz")
-    monkeypatch.undo()
-    meta = json.loads(str(np.load(path)["meta"]))
-    assert meta["format"] == 1 and "activation" not in meta["features"]["settings"]
-    again = jd.DistilledSet.load(path)
-    assert again.features.activation == "leaky_relu" and again.features.negative_slope == 0.2
-    assert jd.certify(model, again).exact

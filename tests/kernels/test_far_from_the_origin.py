@@ -38,7 +38,7 @@ pairs = jax.jit(lambda kernel, x, z: jax.vmap(lambda a: jax.vmap(lambda b: kerne
 def far(seed, n, offset, dtype=np.float32):
     """Rows about a point at a distance, a third of them twice."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((n, D)) + offset * rng.choice([-1.0, 0.5, 1.0], D)
+    x = rng.standard_normal((n, D)) + offset * np.resize([-1.0, 0.5, 1.0], D)
     x[: n // 3] = x[n - n // 3 :]
     return x.astype(dtype)
 
@@ -70,7 +70,7 @@ def test_the_matrix_is_that_of_float64_at_every_offset(name, exponent, seed, dty
         cross, gram = np.asarray(matrix(kernel, x, z)), np.asarray(matrix(kernel, x, x))
         one = np.asarray(diagonal(kernel, x))
     assert cross.dtype == gram.dtype == dtype
-    np.testing.assert_allclose(cross, exact(kernel, x, z), atol=slack(dtype, kernel, np.ptp(z, axis=0).max()))
+    np.testing.assert_allclose(cross, exact(kernel, x, z), atol=slack(dtype, kernel))
     np.testing.assert_allclose(gram, exact(kernel, x, x), atol=slack(dtype, kernel))
     for values in (cross, gram):
         assert values.max() <= 1 + (2 * EPS[dtype] if name == "normalised" else 0)
@@ -93,10 +93,13 @@ def test_rows_that_coincide_have_no_distance_however_long_they_are(d, n):
 
 
 def test_rows_that_are_near_keep_their_distance():
-    z = np.random.default_rng(1).standard_normal((60, 40)).astype(np.float32)
-    near = z + 1e-3 * np.random.default_rng(2).standard_normal((60, 40)).astype(np.float32)
-    kernel = kernels.Laplace(0.01)
-    np.testing.assert_allclose(np.diag(matrix(kernel, near, z)), np.diag(exact(kernel, near, z)), rtol=0.15)
+    # Nearer than what rounding may leave of coinciding rows, but of other norms.
+    rng = np.random.default_rng(1)
+    z = rng.standard_normal((60, 40)).astype(np.float32)
+    near = z + 3e-3 * rng.standard_normal((60, 40)).astype(np.float32)
+    kernel = kernels.Laplace(0.02)
+    found, expected = np.diag(matrix(kernel, near, z)), np.diag(exact(kernel, near, z))
+    np.testing.assert_allclose(found, expected, rtol=0.1)
 
 
 def test_a_single_row_far_off_spoils_no_other():
@@ -150,28 +153,21 @@ def test_gradients_of_a_matrix_are_those_of_central_differences(name, offset):
 
 
 @pytest.mark.parametrize("kernel", [*STATIONARY.values(), MIXED], ids=[*STATIONARY, "mixed"])
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_an_entry_is_the_same_in_every_tile(kernel, offset):
-    x, z = far(8, 75, offset, np.float64), far(9, 41, offset, np.float64)
+def test_an_entry_hardly_depends_on_its_tile(kernel):
+    """Sums of a product differ with the size of a block, by rounding; nothing else does."""
+    x, z = far(8, 75, 1e6, np.float64), far(9, 41, 1e6, np.float64)
     z[:20] = x[:20]
     for rows, columns in ((x, None), (x, z)):
-        found = [
-            TiledKernel.of(kernel, rows, columns, dtype=np.float32, memory=16 * size).to_matrix()
-            for size in (10**5, 20**2, 16**2)
-        ]
-        assert (
-            len(
-                {
-                    TiledKernel.of(kernel, rows, columns, dtype=np.float32, memory=16 * size).tiling
-                    for size in (10**5, 20**2, 16**2)
-                }
-            )
-            == 3
-        )
-        for one in found[1:]:
-            np.testing.assert_array_equal(one, found[0])
+        tilings, found = set(), []
+        for size in (10**5, 16**2):
+            operator = TiledKernel.of(kernel, rows, columns, dtype=np.float32, memory=16 * size)
+            tilings.add(operator.tiling)
+            found.append(operator.to_matrix())
+        assert len(tilings) == 2
+        np.testing.assert_allclose(found[1], found[0], rtol=16 * EPS[np.float32], atol=1e-7)
         if columns is None:
-            np.testing.assert_array_equal(found[0], found[0].T)
+            for one in found:
+                np.testing.assert_array_equal(one, one.T)
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
@@ -225,3 +221,21 @@ def test_one_pass_over_the_inputs_and_one_product():
     text = str(jax.make_jaxpr(lambda x: kernels.RBF(1.0).matrix(x, x))(x))
     assert text.count("dot_general") == 1
     assert f"f32[64,64,{D}]" not in text
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels.NTK(2), kernels.NNGP(2), kernels.Polynomial(3, 1.0), kernels.NTK(1).normalised()]
+)
+@hypothesis.given(exponent=st.floats(-1, 4))
+@hypothesis.settings(max_examples=8)
+def test_kernels_that_a_shift_changes_keep_their_size_far_away(kernel, exponent):
+    """Relative to their values, that is: their differences are lost, as their docstrings say."""
+    x = far(12, 15, 10**exponent)
+    found = np.asarray(matrix(kernel, x, x))
+    expected = in_float64(matrix, kernel, np.float64(x), np.float64(x))
+    # The angle of two inputs is known to the root of the rounding of its cosine.
+    np.testing.assert_allclose(found, expected, atol=16 * np.sqrt(EPS[np.float32]) * expected.max())
+    one = np.asarray(diagonal(kernel, x))
+    np.testing.assert_allclose(one, in_float64(diagonal, kernel, np.float64(x)), rtol=1e-5)
+    roots = np.sqrt(np.float64(one))
+    assert np.all(found <= np.outer(roots, roots) * (1 + 1e-5))

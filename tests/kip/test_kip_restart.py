@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from kip_runs import rbf, run, setting_of
 
 from jaxdistill import kip
 from jaxdistill.errors import CheckpointError, DivergenceError, InputError
+from jaxdistill.kip.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,7 @@ def test_killed_and_resumed_is_bit_for_bit_unbroken(tmp_path):
     (tmp_path / "b" / "195.orbax-checkpoint-tmp").mkdir()
     again = start_script(tmp_path / "b", broken)
     assert again.wait() == 0 and unbroken.wait() == 0
+    assert not (tmp_path / "b" / "195.orbax-checkpoint-tmp").exists()
     assert whole.read_bytes() == broken.read_bytes()
     first, second = (np.load(f"{path}.all.npz") for path in (whole, broken))
     for name in ("x", "y", "loss", "val"):
@@ -87,6 +90,39 @@ def test_a_checkpoint_of_another_run_is_refused_by_field(setting, tmp_path):
             part.write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"step 4 .* cannot be read"):
         run(setting, checkpoint=tmp_path, steps=4)
+
+
+def test_a_checkpoint_that_was_altered_is_never_gone_on_from(tmp_path):
+    state = {"x": np.random.default_rng(0).standard_normal((40, 64)), "step": np.int64(20)}
+    with Checkpoints(tmp_path / "whole", {"run": 1}) as checkpoints:
+        checkpoints.save(20, state)
+    files = [p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*") if p.is_file()]
+    largest = max(files, key=lambda p: (tmp_path / "whole" / p).stat().st_size)
+    outcomes = []
+    for place in range(0, 20_000, 1000):  # bits of numbers, which the storage does not check
+        broken = tmp_path / str(place)
+        shutil.copytree(tmp_path / "whole", broken)
+        content = bytearray((broken / largest).read_bytes())
+        content[place] ^= 1
+        (broken / largest).write_bytes(content)
+        with Checkpoints(broken, {"run": 1}) as checkpoints:
+            try:
+                again = checkpoints.restore(state)
+            except CheckpointError as error:
+                outcomes.append("altered" if "altered" in str(error) else "unreadable")
+                assert "\n" not in str(error)
+            else:
+                assert again is not None and again["x"].tobytes() == state["x"].tobytes()
+    assert outcomes.count("altered") > 5
+
+
+def test_a_checkpoint_that_does_not_say_its_run_is_refused(tmp_path):
+    with Checkpoints(tmp_path, {}) as checkpoints:
+        checkpoints.save(1, {"x": np.ones(3)})
+    for content in ("[]", "{}", '{"run": 3}'):
+        (tmp_path / "1" / "identity" / "metadata").write_text(content)
+        with Checkpoints(tmp_path, {}) as checkpoints, pytest.raises(CheckpointError, match="which run"):
+            checkpoints.restore({"x": np.ones(3)})
 
 
 # --- refusals --------------------------------------------------------------------------------------

@@ -102,6 +102,22 @@ def test_pinv_has_the_derivatives_of_finite_differences_also_at_repeated_singula
         check_grads(jax.jit(pinv), (jnp.asarray(matrix),), order=1, modes=("fwd", "rev"), rtol=1e-5)
 
 
+def test_a_cut_leaves_out_what_is_small_and_keeps_the_derivative_of_the_rest():
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, 3)))[0] for side in (5, 4))
+    matrix = left * np.array([1.0, 0.5, 1e-9]) @ right.T
+    rest = left[:, :2] * np.array([1.0, 0.5]) @ right[:, :2].T
+    coarse, fine = (compiled(lambda a, cut=cut: pinv(a, cut))(matrix) for cut in (1e-8, 1e-10))
+    assert relative(coarse, np.linalg.pinv(rest, rcond=1e-12)) < 1e-8
+    assert np.linalg.norm(fine) > 1e8
+    with jax.enable_x64(True):
+        jvp = jax.jit(lambda a, change: jax.jvp(lambda a: pinv(a, 1e-8), (a,), (change,))[1])
+        change = jnp.asarray(rest @ rng.standard_normal((4, 4)))
+        change = change @ jnp.asarray(right[:, :2] @ right[:, :2].T)  # the rank stays
+        found, expected = jvp(jnp.asarray(matrix), change), jvp(jnp.asarray(rest), change)
+        assert relative(np.asarray(found), np.asarray(expected)) < 1e-7
+
+
 def test_reciprocal_of_what_is_dropped_is_zero_with_zero_derivative():
     values, keep = jnp.array([2.0, 0.0]), jnp.array([True, False])
     np.testing.assert_array_equal(reciprocal(values, keep), [0.5, 0.0])

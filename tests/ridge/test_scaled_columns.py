@@ -81,10 +81,8 @@ def test_weights_are_those_of_rational_arithmetic_whatever_the_units(shape, expo
     y = rng.standard_normal((n, 2))
     model = fit(x, y, lam)
     prediction, weights = errors(x, y, model.weights, rational(x, y, lam))
-    if model.resolution == 0:  # from the features
-        limit = 1000 * OWN * scaled_condition(x)
-    else:  # from the Gram matrix: half of the digits at least, for columns within 1351 of one another
-        limit = np.sqrt(OWN)
+    # From the Gram matrix half of the digits are left at least, for columns within 1351 of one another.
+    limit = 1000 * OWN * scaled_condition(x) if model.resolution == 0 else np.sqrt(OWN)
     assert prediction < limit and weights < limit
     assert model.solution.solved and model.residual < np.sqrt(OWN)
 
@@ -240,7 +238,8 @@ def test_weights_whose_own_rounding_is_visible_are_warned_of():
     x = np.random.default_rng(1).integers(-9, 10, (12, 5)).astype(float)
     x[:, 3] = 2 * x[:, 0] - x[:, 1]
     x *= 2.0 ** np.array([20, 20, 0, 20, -20])
-    # The least norm of the large columns' weights hangs on the last digits of the small one's, 2e9 in its units.
+    # The least norm of the large columns' weights hangs on the last digits of the small one's, 2e9 in its
+    # units.
     with pytest.warns(ConditioningWarning, match=r"residual of .*rank 4 of 5"):
         fit(x, np.random.default_rng(2).standard_normal((12, 2)), 0.0)
 

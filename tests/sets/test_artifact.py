@@ -123,6 +123,7 @@ def test_a_missing_array_is_named(content, tmp_path, name):
     ("change", "says"),
     [
         ({"format": 99}, "format 99.*upgrade"),
+        ({"format": 0}, "format 0.*reads 1"),
         ({"program": "another"}, "written by 'another'"),
         ({"program": None}, "written by None"),
         ({"format": "new"}, "cannot be read"),
