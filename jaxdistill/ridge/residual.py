@@ -92,21 +92,25 @@ def model_residual(
         dropped: What the rank lost, for the report.
 
     Example:
-        >>> x = np.eye(3)[:, :2]
-        >>> moments = jax.tree.map(np.asarray, Moments.from_features(x, x))
+        >>> import jax.numpy as jnp
+        >>> x = jnp.eye(3)[:, :2]
+        >>> moments = Moments.from_features(x, x)
         >>> told = {"product_dtype": "float64", "resolution": 0.0, "rank": 2, "dropped": 0.0}
         >>> model_residual(moments, np.eye(2), 0.0, **told).solved
         True
         >>> model_residual(moments, 1.001 * np.eye(2), 0.0, **told).solved
         False
     """
-    gram, own = np.asarray(moments.gram), float(np.finfo(np.float64).eps)
+    gram, cross, target_gram = (
+        np.asarray(a, np.float64) for a in (moments.gram, moments.cross, moments.target_gram)
+    )
+    own = float(np.finfo(np.float64).eps)
     eps = float(np.finfo(product_dtype).eps)
-    sizes, targets = column_sizes(gram), np.sqrt(np.trace(moments.target_gram))
+    sizes, targets = column_sizes(gram), np.sqrt(np.trace(target_gram))
     # A feature or target of zeros has no size to compare with, and nothing to be wrong in.
     unit = np.where(sizes > 0, sizes, 1.0) * (targets if targets > 0 else 1.0)
     damped = lam * weights
-    found = np.linalg.norm(moments.cross - gram @ weights - damped, axis=1) / unit
+    found = np.linalg.norm(cross - gram @ weights - damped, axis=1) / unit
     products = 1 + np.linalg.norm(sizes[:, None] * weights) / (targets if targets > 0 else 1.0)
     rounding = _GROWTH * eps + 8 * (8 + len(gram)) * own
     explained = rounding * (products + np.linalg.norm(damped, axis=1) / unit)

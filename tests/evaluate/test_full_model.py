@@ -3,7 +3,9 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -160,3 +162,34 @@ def test_huge_penalties_are_exact_or_refused_in_one_line(problem, lam):
         return
     with pytest.raises(InputError, match="square float64 cannot hold"):
         jd.distill(model, ipc=1, key=KEY)
+
+
+class Shifting(nn.Module):
+    """A layer whose outputs nearly cancel, as those of a batch norm with a large running mean do."""
+
+    @nn.compact
+    def __call__(self, x):
+        shift = self.param("shift", nn.initializers.constant(3e4), (x.shape[-1],))
+        mean = self.param("mean", nn.initializers.constant(3e4), (x.shape[-1],))
+        return jnp.tanh(0.3 * x + shift - mean)
+
+
+def test_the_tolerance_counts_the_rounding_that_a_map_makes_itself(problem):
+    module = Shifting()
+    variables = module.init(KEY, jnp.zeros((1, 12)))
+    phi = jd.features.Encoder.of(module, variables=variables, input_shape=(12,))
+    plain = jd.features.Encoder.of(
+        module,
+        variables=jax.tree.map(jnp.zeros_like, variables),  # the same function without the cancellation
+        input_shape=(12,),
+    )
+    certificates = {}
+    for name, features in (("plain", plain), ("shifted", phi)):
+        model = jd.fit_ridge(features, problem["x"], problem["y"], lam=1.0)
+        small = jd.distill(model, ipc=1, reference=(problem["x"], problem["y"]), key=KEY)
+        certificates[name] = jd.certify(model, small)
+    plain_one, shifted = certificates["plain"], certificates["shifted"]
+    assert plain_one.exact and shifted.exact
+    # A relative change of the inputs is not what costs digits here: 3e4 beside features of size one is.
+    growth = shifted.tolerance / shifted.condition / (plain_one.tolerance / plain_one.condition)
+    assert 1e3 < growth < 1e6
