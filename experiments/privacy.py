@@ -183,8 +183,9 @@ def _text(options: Any, d: int, scored: list[dict[str, Any]], attacked: list[dic
     return (
         f"# Privacy, {options.dataset}\n\n`{common.command_line()}` on {common.machine()}.\n\n"
         f"Test accuracy of private sets of one image per class, in per cent, delta {DELTA:g}, add-or-remove: "
-        "mean over seeds (worst). The length scale and the rule for lam were settled on MNIST's training images, "
-        "before any test: for MNIST that look is not in the budget, for other data there was none.\n\n"
+        "mean over seeds (worst). The length scale and the rule for lam were settled on MNIST's training "
+        "images, before any test: for MNIST that look is not in the budget, for other data there was "
+        "none.\n\n"
         + common.markdown_table(["epsilon", *told], costs)
         + f"\nAttacks, with {attacked[0]['loss']['num_members']} members and as many others: mean and "
         "standard deviation over seeds; the last two columns are the nearest member / other image in dB, and "
