@@ -11,6 +11,10 @@ WRITES = {
     "figures": [
         f"figures/digits_{name}.png" for name in ("linear", "network_noise", "overview", "realistic")
     ],
+    "privacy": [
+        *("figures/digits_privacy.png", "figures/digits_private_images.png"),
+        *("results/digits_privacy.md", "results/digits_privacy.jsonl"),
+    ],
     "ntk_mnist": ["figures/digits_ntk.png", "results/digits_ntk.md", "results/digits_ntk.jsonl"],
 }
 

@@ -178,7 +178,10 @@ def fit_private_ridge(
         features=features,
         weights=features.within_span(weights),
         lam=penalty * c**2,
-        moments=Moments.without_sums(c**2 * gram, c * t * noisy.cross, t**2 * noisy.target_gram, noisy.count),
+        # What of C lies outside the directions that were kept is noise, and no equation of this model.
+        moments=Moments.without_sums(
+            c**2 * gram, c * t * (path.basis @ path.projected), t**2 * noisy.target_gram, noisy.count
+        ),
         rank=int(np.sum(path.eigenvalues > 0)),
         resolution=0.0,
         selection=None,

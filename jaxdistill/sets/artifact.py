@@ -224,7 +224,7 @@ class DistilledSet(AbstractSet):
             code = {"module": module, "variables": variables, "features": features}
             parts = arrays_under("features/", arrays)
             phi = rebuild(meta["features"], parts, **code)
-            check_code(path, code, [phi])
+            check_code(path, f"{phi.kind} features, which need", code, [phi])
             made = cls(
                 features=phi,
                 weights=arrays["weights"],

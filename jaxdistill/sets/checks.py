@@ -31,11 +31,12 @@ def understood(where: Any) -> Iterator[None]:
         ) from None
 
 
-def check_code(where: Any, code: dict[str, Any], maps: Sequence[AbstractFeatureMap]) -> None:
+def check_code(where: Any, what: str, code: dict[str, Any], maps: Sequence[AbstractFeatureMap]) -> None:
     """Raise where code was given for a file that none of whose feature maps takes it.
 
     Args:
         where: What to call the file in errors.
+        what: What the file has, in words that "no module" ends, such as "linear features, which need".
         code: What was given, by the name of the argument.
         maps: Feature maps of the set.
 
@@ -44,8 +45,7 @@ def check_code(where: Any, code: dict[str, Any], maps: Sequence[AbstractFeatureM
     """
     for name, value in code.items():
         if value is not None and not any(name in phi.code for phi in maps):
-            kinds = ", ".join(sorted({phi.kind for phi in maps})) or "no"
-            raise ArtifactError(f"{where} has {kinds} features, which need no {name}; leave it out")
+            raise ArtifactError(f"{where} has {what} no {name}; leave it out")
 
 
 def check_examples(

@@ -104,7 +104,8 @@ class KernelSet(AbstractSet):
             code = {"module": module, "variables": variables, "features": features}
             kernel = rebuild(meta["kernel"], arrays_under("kernel/", arrays), **code)
             maps = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractFeatureMap))
-            check_code(path, code, [part for part in maps if isinstance(part, AbstractFeatureMap)])
+            maps = [part for part in maps if isinstance(part, AbstractFeatureMap)]
+            check_code(path, f"the kernel {kernel.kind!r}, which needs", code, maps)
             made = cls(
                 kernel=kernel,
                 values=arrays["values"],
