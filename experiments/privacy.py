@@ -23,7 +23,7 @@ from curves import Curve, Panel, draw_panels
 from jaxdistill.distill import distill
 from jaxdistill.distill.baselines import baseline
 from jaxdistill.evaluate.certify import certify
-from jaxdistill.evaluate.scores import accuracy
+from jaxdistill.evaluate.scores import accuracy, read_test_targets
 from jaxdistill.features import RandomFourier
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import Task, prepare, split_keys
@@ -91,8 +91,10 @@ def _score(task: Task, setting: dict[str, Any]) -> dict[str, Any]:
     start = perf_counter()
     private = _private(task, setting, task.x, task.y)
     if setting["width"] > task.x.shape[1]:
+        outputs = private.model.predict(task.x_test)
+        targets = read_test_targets(task.y_test, len(outputs), outputs.shape[1], real=False)
         return {
-            "accuracy": accuracy(private.model.predict(task.x_test), task.y_test),
+            "accuracy": accuracy(outputs, targets),
             "images": None,
             "seconds": perf_counter() - start,
         }
