@@ -25,7 +25,7 @@ _ORIGINS = {
     **{f"meta/recipe/{name}": _ASKED for name in ("construction", "labels", "lam", "lam_s", "privacy/")},
     **{
         f"meta/recipe/{name}": _PAID
-        for name in ("rank", "count", "lost", "largest_lam_s", "scale", "num_train", "solver")
+        for name in ("rank", "count", "lost", "largest_lam_s", "scale", "num_train", "solver", "full_model/")
     },
 }
 # Test scores of a certificate: no value may be there.

@@ -193,8 +193,10 @@ def test_inputs_that_make_no_sense_are_refused(small, images):
     ):
         with pytest.raises(errors.InputError, match=says):
             scores(small, images, **settings)
-    with pytest.raises(errors.InputError, match="expected classes"):
-        evaluate_set(small, images["x_test"], images["y"], network=NET, image_shape=SHAPE, key=KEY)
+    rows = np.eye(3)[images["y_test"]]
+    for y_test, says in ((rows + 0.1 * rows[::-1], "holds real values"), (rows[1:], "y_test has shape")):
+        with pytest.raises(errors.InputError, match=says):
+            evaluate_set(small, images["x_test"], y_test, network=NET, image_shape=SHAPE, key=KEY)
     with pytest.raises(errors.InputError, match="at least two"):
         evaluate_images(
             images["x"],
