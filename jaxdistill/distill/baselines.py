@@ -19,8 +19,8 @@ from jaxdistill.distill.reference import pick_reference
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
-from jaxdistill.numerics.keys import checked_key, host_generator
 from jaxdistill.numerics.contrasts import contrasts
+from jaxdistill.numerics.keys import checked_key, host_generator
 from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.model import RidgeModel, predict
