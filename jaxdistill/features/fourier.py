@@ -115,7 +115,8 @@ class RandomFourier(AbstractFeatureMap):
         return math.sqrt(2 / self.num_features)
 
     def _phase(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
-        return matmul(x, self.frequencies.astype(x.dtype).T) + self.phases.astype(x.dtype)
+        phases = self.phases.astype(x.dtype)[(None,) * (x.ndim - 1)]
+        return matmul(x, self.frequencies.astype(x.dtype).T) + phases
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
         """Features ``sqrt(2/p) cos(A x + b)``."""
@@ -193,18 +194,18 @@ def _nearest_branches(
     of changes and brings the inputs of MNIST down from a root mean square of 200 to 5.
     """
     signs = jnp.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], angle.dtype)[:, None]
-    near = jnp.round((now - signs * angle) / TURN)
+    near = jnp.round((now[None] - signs * angle[None]) / TURN)
     turns = near + jnp.array([0.0, -1.0, 1.0, 0.0, -1.0, 1.0], angle.dtype)[:, None]
-    branches = signs * angle + TURN * turns
-    first = jnp.argmin(jnp.abs(branches - now), axis=0)
+    branches = signs * angle[None] + TURN * turns
+    first = jnp.argmin(jnp.abs(branches - now[None]), axis=0)
     columns = jnp.arange(len(angle))
     start = branches[first, columns]
     slope = matmul(metric, start - now)
     floor = -16 * jnp.finfo(angle.dtype).eps * jnp.sum(jnp.abs((start - now) * slope))
 
     def gains(chosen: Array, slope: Array) -> Array:
-        step = branches - branches[chosen, columns]
-        return step * (2 * slope + step * jnp.diagonal(metric))
+        step = branches - branches[chosen, columns][None]
+        return step * (2 * slope[None] + step * jnp.diagonal(metric)[None])
 
     def improves(state: tuple[Array, Array, Array]) -> Array:
         count, chosen, slope = state

@@ -112,6 +112,7 @@ def _fingerprints(rows: Array) -> Array:
     bits = bits.astype("uint64" if rows.dtype.itemsize == 8 else "uint32")
     # High bits fold onto low ones, which round values leave empty; odd factors tell the columns apart.
     factors = 2 * jnp.arange(rows.shape[-1], dtype=bits.dtype) + 1
+    factors = factors[(None,) * (bits.ndim - 1)]
     return jnp.sum((bits ^ (bits >> (bits.dtype.itemsize * 4))) * factors, axis=-1, dtype=bits.dtype)
 
 

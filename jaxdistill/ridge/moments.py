@@ -100,7 +100,7 @@ class Moments:
             s, t = jnp.zeros(features.shape[1], features.dtype), jnp.zeros(y.shape[1], dtype)
         else:
             s, t = about[0].astype(features.dtype), about[1].astype(dtype)
-            features, y = features - s, y - t
+            features, y = features - s[None], y - t[None]
         ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
         sums = _column_sums(features, ones, dtype), matmul(ones, y)
         if weight is not None:

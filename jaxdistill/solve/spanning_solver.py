@@ -308,7 +308,7 @@ def _prepare(
             iterations=jnp.zeros((), jnp.int64),
         )
 
-    return problem, jax.vmap(begin)(jnp.clip(starts, low, high))
+    return problem, jax.vmap(begin)(jnp.clip(starts, low[None, None], high[None, None]))
 
 
 def _nearer(states: SpanningState, kept: SpanningState) -> SpanningState:
