@@ -163,7 +163,7 @@ def exact_features(
     inner = exact_features(
         weights, contrasts(labels), None if free is None else contrasts(free), lam_s, larger
     )
-    return from_contrasts(inner) + mean_features(weights, jnp.mean(labels, axis=0) - intercept, near)
+    return from_contrasts(inner) + mean_features(weights, jnp.mean(labels, axis=0) - intercept, near)[None]
 
 
 def mean_features(

@@ -16,6 +16,7 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import least_change, matmul
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 
 TURN = 2 * math.pi
@@ -58,6 +59,7 @@ class RandomFourier(AbstractFeatureMap):
     kind = "fourier"
 
     @classmethod
+    @moving_arrays()
     def create(
         cls,
         dim: int,

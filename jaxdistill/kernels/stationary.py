@@ -57,7 +57,7 @@ class AbstractStationary(AbstractNumericKernel):
         """All pairs of (n, d) and (m, d) inputs, by one matrix product about a point amid those of z."""
         check_rows(x, z)
         origin = jax.lax.stop_gradient(central_row(z))
-        return self.matrix_about(origin, x - origin, z - origin)
+        return self.matrix_about(origin, x - origin[None], z - origin[None])
 
     def matrix_about(self, origin: Float[Array, " d"], x: Array, z: Array) -> Float[Array, "n m"]:
         """All pairs of inputs less a point, whose place is of no account."""

@@ -221,7 +221,7 @@ def _middle(features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> tu
     def mean(rows: Array) -> Array:
         # From the first row, which is no padding: a column that is constant is met to the last bit.
         weight = mask.astype(rows.dtype)[:, None]
-        return rows[0] + jnp.sum(weight * (rows - rows[0]), axis=0) / jnp.sum(weight)
+        return rows[0] + jnp.sum(weight * (rows - rows[:1]), axis=0) / jnp.sum(weight)
 
     return mean(features(x)), mean(y)
 
