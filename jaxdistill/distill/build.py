@@ -38,12 +38,14 @@ from jaxdistill.errors import InputError
 from jaxdistill.numerics.keys import checked_key, split_key
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.residual import recorded
 from jaxdistill.sets.artifact import DistilledSet
 
 
 @within_range
+@moving_arrays()
 def distill(
     model: RidgeModel,
     *,
@@ -338,7 +340,7 @@ def _labels_as_stored(
     model: RidgeModel, plan: Plan, x: np.ndarray, target: np.ndarray, level: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
     """Soft labels and their penalty from the inputs as they are stored, rounding included."""
-    lam_s = np.nan if plan.lam_s == "auto" else plan.lam_s
+    lam_s = None if plan.lam_s == "auto" else plan.lam_s
     data: tuple[Any, ...] = ()
     if plan.labels is LabelKind.WEIGHTED:
         moments = model.moments_for("weighted labels")

@@ -22,6 +22,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import check_squares, in_float64
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import predict
 from jaxdistill.sets.artifact import DistilledSet
@@ -109,6 +110,7 @@ def certify(
 ) -> KernelCertificate: ...
 
 
+@moving_arrays()
 def certify(
     model: Any,
     small: Any,

@@ -27,6 +27,7 @@ from jaxdistill.kernels.feature import FeatureKernel
 from jaxdistill.kernels.tiles import check_inputs
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.kernel_fit import fit_kernel_ridge
 from jaxdistill.ridge.kernel_selection import choose_penalty
@@ -86,6 +87,7 @@ class TransferScores:
         return asdict(self)
 
 
+@moving_arrays()
 def transfer(
     small: DistilledSet | KernelSet,
     features: AbstractFeatureMap | AbstractKernel,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError, InverseError
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.placement import moving_arrays
 
 
 class AbstractFeatureMap(abc.ABC):
@@ -97,6 +98,7 @@ class AbstractFeatureMap(abc.ABC):
     def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild the map from what :meth:`settings` and :meth:`arrays` returned."""
 
+    @moving_arrays()
     def inverse(self, features: Any, reference: Any | None = None) -> np.ndarray:
         """Inputs whose features are the given ones: the solution nearest to a reference, in float64.
 

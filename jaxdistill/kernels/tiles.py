@@ -376,7 +376,7 @@ def _entries(kernel: AbstractKernel, a: Array, b: Array, origin: Array | None) -
 
 @jax.jit
 def _diagonal(kernel: AbstractKernel, a: Array, origin: Array | None) -> Array:
-    return kernel.diagonal(a if origin is None else a + origin)
+    return kernel.diagonal(a if origin is None else a + origin[None])
 
 
 @jax.jit

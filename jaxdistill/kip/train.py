@@ -30,6 +30,7 @@ from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.keys import checked_key
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.residual import recorded
@@ -38,6 +39,7 @@ from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import KernelSet
 
 
+@moving_arrays()
 def train(
     model: Model,
     x: Any,
@@ -153,7 +155,7 @@ class _Run:
             "optimiser": jax.tree.map(np.asarray, start_optimiser(self.params)),
             "good": params,
             "fine": np.ones(seeds, bool),
-            "losses": np.full((steps, seeds), np.nan),
+            "losses": np.full((steps, seeds), np.inf),
         }
         host = {
             "best": params,

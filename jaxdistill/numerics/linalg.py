@@ -90,7 +90,7 @@ def pinv(matrix: Float[Array, "a b"], cut: float | None = None) -> Float[Array, 
     def decomposed(matrix: Array) -> Array:
         u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
         lowest = rank_tolerance(s, matrix.shape) if cut is None else cut * jnp.max(s, initial=0.0)
-        return matmul(vt.T * reciprocal(s, s > lowest), u.T)
+        return matmul(vt.T * reciprocal(s, s > lowest)[None], u.T)
 
     tall = matrix.shape[0] > matrix.shape[1]
     gram = matmul(matrix.T, matrix) if tall else matmul(matrix, matrix.T)

@@ -122,3 +122,19 @@ def float64_on(setting: str) -> Iterator[Placement]:
         yield placement()
     finally:
         _chosen = before
+
+
+@contextmanager
+def moving_arrays() -> Iterator[None]:
+    """Let arrays pass between host and devices on purpose, where :func:`jax.transfer_guard` stops accidents.
+
+    As a decorator it marks the public functions that take arrays of NumPy and return such: passing them is
+    what they are called for. Pure functions have no need of it.
+
+    Example:
+        >>> with jax.transfer_guard("disallow"), moving_arrays():
+        ...     jax.numpy.asarray([1.0]).shape
+        (1,)
+    """
+    with jax.transfer_guard("allow"):
+        yield

@@ -13,6 +13,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
@@ -31,6 +32,7 @@ CHEAP_FLOPS = 5e10
 Validation = float | tuple[Any, Any] | Literal["leave-one-out"]
 
 
+@moving_arrays()
 def fit_ridge(
     features: AbstractFeatureMap,
     x: Any,

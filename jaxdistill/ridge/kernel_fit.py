@@ -21,6 +21,7 @@ from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import available_bytes, require_memory
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.conjugate_gradients import Preconditioner, conjugate_gradients, not_positive
 from jaxdistill.ridge.fit import LAMS, Validation, check_penalty
 from jaxdistill.ridge.kernel_selection import choose_penalty
@@ -96,6 +97,7 @@ class KernelModel:
         """``|f|_H^2 = tr(alpha^T K alpha)``, summed over outputs; of f minus its intercept."""
         return float(np.sum(self.alpha * self.fitted))
 
+    @moving_arrays()
     def predict(self, x: Any, *, dtype: Any = None, progress: bool = False) -> Float[np.ndarray, "t k"]:
         """Predictions in tiles.
 
@@ -113,6 +115,7 @@ class KernelModel:
         return outputs if self.intercept is None else outputs + self.intercept
 
 
+@moving_arrays()
 def fit_kernel_ridge(
     kernel: AbstractKernel,
     x: Any,

@@ -158,7 +158,7 @@ def _held_out(
     seen, projected = matmul(cross, vectors), matmul(vectors.T, y)
 
     def one(lam: Array) -> tuple[Array, Array]:
-        return _errors(matmul(seen, projected / (values + lam)[:, None]) + level, targets)
+        return _errors(matmul(seen, projected / (values + lam)[:, None]) + level[None], targets)
 
     return jax.lax.map(one, lams)
 

@@ -16,6 +16,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.residual import ModelResidual, model_residual
@@ -212,9 +213,10 @@ class RidgeModel:
 
 @jax.jit
 def _predict_chunk(features: AbstractFeatureMap, weights: Array, level: Array, x: Array) -> Array:
-    return matmul(features(x), weights.astype(x.dtype)) + level
+    return matmul(features(x), weights.astype(x.dtype)) + level[None]
 
 
+@moving_arrays()
 def predict(
     features: AbstractFeatureMap,
     weights: Any,

@@ -100,7 +100,7 @@ class Moments:
             s, t = jnp.zeros(features.shape[1], features.dtype), jnp.zeros(y.shape[1], dtype)
         else:
             s, t = about[0].astype(features.dtype), about[1].astype(dtype)
-            features, y = features - s, y - t
+            features, y = features - s[None], y - t[None]
         ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
         sums = _column_sums(features, ones, dtype), matmul(ones, y)
         if weight is not None:
@@ -221,7 +221,7 @@ def _middle(features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> tu
     def mean(rows: Array) -> Array:
         # From the first row, which is no padding: a column that is constant is met to the last bit.
         weight = mask.astype(rows.dtype)[:, None]
-        return rows[0] + jnp.sum(weight * (rows - rows[0]), axis=0) / jnp.sum(weight)
+        return rows[0] + jnp.sum(weight * (rows - rows[:1]), axis=0) / jnp.sum(weight)
 
     return mean(features(x)), mean(y)
 

@@ -17,6 +17,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.features.base import check_num_features
 from jaxdistill.numerics.linalg import check_finite, in_float64, matmul
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays
 
 # Relative residual that counts as reached: rounding in float64, of sums of ordinary length.
 REACHED = 1e-12
@@ -58,6 +59,7 @@ class Inversion(NamedTuple):
     report: InversionReport
 
 
+@moving_arrays()
 def invert(
     phi: Callable[[Array], Array],
     features: Any,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.solve.box import checked_box
 from jaxdistill.solve.spanning import (
     SpanningProblem,
@@ -74,6 +75,7 @@ def peak_bytes(
     return starts * (sets + 16 * p * p) + 32 * p * max(p, d)
 
 
+@moving_arrays()
 def solve_spanning(
     phi: FeatureFunction,
     weights: Any,
@@ -308,7 +310,7 @@ def _prepare(
             iterations=jnp.zeros((), jnp.int64),
         )
 
-    return problem, jax.vmap(begin)(jnp.clip(starts, low, high))
+    return problem, jax.vmap(begin)(jnp.clip(starts, low[None, None], high[None, None]))
 
 
 def _nearer(states: SpanningState, kept: SpanningState) -> SpanningState:

@@ -152,13 +152,14 @@ def spanning_step(
 
     direction = push(multiplier).astype(wide) * size + back
     proposed = state.x + jnp.where(state.held, 0.0, direction)
-    new_x = jnp.clip(proposed, problem.low, problem.high)
+    low, high = problem.low[None], problem.high[None]
+    new_x = jnp.clip(proposed, low, high)
     mix_change = (moved * matmul(narrow, multiplier)).astype(wide) * size
     # The change has mean zero to float32's rounding only.
     new_mix = problem.centred(state.mix + matmul(mix_change, unturn))
     residual = relative_residual(problem.centred(phi(new_x)), new_mix, problem.basis)
     taken = residual < ceiling
-    held = ((new_x <= problem.low) & (direction < 0)) | ((new_x >= problem.high) & (direction > 0))
+    held = ((new_x <= low) & (direction < 0)) | ((new_x >= high) & (direction > 0))
     change = jnp.where(residual < state.residual, _EASE, _CLIMB)
     change = jnp.where(residual < 0.5 * state.residual, _SHRINK, change)
     return SpanningState(
@@ -179,7 +180,7 @@ def _whitening(mix: Float[Array, "m r"]) -> tuple[Float[Array, "r r"], Float[Arr
     """T with ``(M T)^T M T = I``, and what turns a change of M T into one of M."""
     values, vectors = jnp.linalg.eigh(matmul(mix.T, mix))
     roots = jnp.sqrt(jnp.maximum(values, _FLATTEST * values[-1]))
-    return vectors / roots, (vectors * roots).T
+    return vectors / roots[None], (vectors * roots[None]).T
 
 
 def _factorised(
@@ -196,7 +197,7 @@ def _factorised(
     pairs = (mix[:, :, None] * mix[:, None, :]).reshape(m, r * r)
     images = matmul(grams.reshape(m, p * p).T, pairs).reshape(p, p, r, r)
     coefficients = moved * matmul(features.T, features)
-    whole = images + coefficients[:, :, None, None] * jnp.eye(r, dtype=mix.dtype)
+    whole = images + coefficients[:, :, None, None] * jnp.eye(r, dtype=mix.dtype)[None, None]
     square = whole.transpose(0, 2, 1, 3).reshape(p * r, p * r).astype(jnp.float64)
     square += damping.astype(jnp.float64) * jnp.eye(p * r, dtype=jnp.float64)
     factor = jnp.linalg.cholesky(square)
