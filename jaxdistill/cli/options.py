@@ -24,6 +24,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--preprocess", default="standardize", help="standardize, zca or none")
     data.add_argument("--targets", choices=("one-hot", "centred"), default="one-hot")
     add_feature_options(data, default="linear")
+    data.add_argument(
+        "--intercept",
+        action=argparse.BooleanOptionalAction,
+        help="an intercept that no penalty holds down; default: for real-valued targets",
+    )
     data.add_argument("--lam", default="auto", metavar="auto|NUMBER", help="ridge penalty")
     data.add_argument("--validation", default="auto", metavar="auto|loo|FRACTION", help="to choose lam by")
     data.add_argument(

@@ -53,6 +53,8 @@ def check_private(options: argparse.Namespace, chosen: Any) -> None:
         raise BudgetError("--epsilon needs --delta, a number well below one over the examples, such as 1e-5")
     if chosen.is_kernel:
         raise InputError(f"{chosen.kind} has no moments to make private; use a feature map, such as fourier")
+    if options.intercept:
+        raise InputError("private moments hold no means for an intercept; leave --intercept out")
     for name in _PRIVATE_EXAMPLES:
         if getattr(options, name) not in (None, "noise"):
             raise BudgetError(f"--{name} would start from private examples; leave it out")

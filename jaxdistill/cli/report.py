@@ -25,6 +25,7 @@ def describe(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str,
         "k": small.y.shape[1],
         "m": len(small.x),
         "lam": recipe["lam"],
+        "intercept": small.intercept is not None,
         "lam_s": small.lam,
         "largest_lam_s": recipe.get("largest_lam_s"),
         "labels": recipe["labels"],
@@ -107,7 +108,7 @@ def _model(r: dict[str, Any]) -> str:
 
 def _head(r: dict[str, Any]) -> list[str]:
     """Data, model, set and solver, a line each."""
-    model = _model(r)
+    model = _model(r) + (", intercept" if r["intercept"] else "")
     if r["teacher"] not in (None, r["n"]):
         model += f", trained on {r['teacher']}"
     lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
@@ -149,6 +150,8 @@ def _table(r: dict[str, Any]) -> list[str]:
         ("agreement", "", share(r["agreement"]), share(r["agreement_float32"])),
         (distance, "", shown(r["relative_weight_error"]), shown(r["relative_weight_error_float32"])),
     ]
+    if r["intercept_error"] is not None:
+        rows.append(("intercept error", "", _error(r["intercept_error"]), ""))
     if kernel:
         rows += [
             ("smallest, these points", "", shown(r["best_weight_error"]), ""),

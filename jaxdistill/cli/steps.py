@@ -75,8 +75,21 @@ def _fit_features(options: argparse.Namespace, chosen: Any, task: Any, lam: Any,
     phi = make_features(
         chosen, task.x, key_features, shape=task.preprocess.shape, y=task.y, progress=progress
     )
-    validation = parse_validation(options.validation, len(task.x))
-    return fit_ridge(phi, task.x, task.y, lam=lam, validation=validation, key=key_split, progress=progress)
+    return fit_ridge(
+        phi,
+        task.x,
+        task.y,
+        lam=lam,
+        validation=parse_validation(options.validation, len(task.x)),
+        intercept=_intercept(options, task),
+        key=key_split,
+        progress=progress,
+    )
+
+
+def _intercept(options: argparse.Namespace, task: Any) -> bool:
+    """As asked for; else for real values, as everyone's regression has one, and not for classes, as in the paper."""
+    return task.class_names is None if options.intercept is None else options.intercept
 
 
 def _fit_kernel(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
@@ -95,7 +108,16 @@ def _fit_kernel(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, p
         x, y = x[rows], y[rows]
     # Leave-one-out never sees more than these.
     validation = parse_validation(options.validation, min(len(x), MOST_EXAMPLES))
-    return fit_kernel_ridge(kernel, x, y, lam=lam, validation=validation, key=key_fit, progress=progress)
+    return fit_kernel_ridge(
+        kernel,
+        x,
+        y,
+        lam=lam,
+        validation=validation,
+        intercept=_intercept(options, task),
+        key=key_fit,
+        progress=progress,
+    )
 
 
 def given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

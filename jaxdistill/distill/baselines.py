@@ -11,14 +11,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.distill import distill, plan_distillation
-from jaxdistill.distill.exact import retrain
-from jaxdistill.distill.labels import self_conditioning_penalty, weighted_labels
+from jaxdistill.distill.compiled import stored_labels
+from jaxdistill.distill.exact import retrain, retrain_with_intercept
+from jaxdistill.distill.labels import self_conditioning_penalty
 from jaxdistill.distill.plan import class_rows
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.keys import checked_key, host_generator
+from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.names import check_choice
 from jaxdistill.ridge.model import RidgeModel, predict
@@ -105,14 +107,18 @@ def baseline(
         rows = class_rows(model, plan.size)
         penalty = _best_penalty(model, points, rows)
     else:
-        arrays = points, np.asarray(model.weights), np.asarray(model.moments_for("a baseline").gram)
-        rows, penalty = in_float64(_solved, model.features, *arrays)
+        moments = model.moments_for("a baseline")
+        means = (moments.feature_shift, moments.target_shift) if model.has_intercept else None
+        told = (model.weights, model.intercept), np.nan, moments.gram, means
+        rows, penalty = in_float64(stored_labels, model.features, points, *told)
     return DistilledSet(
         x=points,
         y=rows,
         lam=float(penalty),
         features=model.features,
         weights=np.asarray(model.weights, np.float64),
+        intercept=model.intercept,
+        feature_scales=model.feature_scales,
         recipe={
             "construction": name,
             "labels": labels,
@@ -126,31 +132,38 @@ def baseline(
     )
 
 
-@jax.jit
-def _solved(phi: AbstractFeatureMap, x: Array, weights: Array, gram: Array) -> tuple[Array, Array]:
-    features = phi(x)
-    penalty = self_conditioning_penalty(features)
-    return weighted_labels(features, weights, gram, penalty), penalty
-
-
 def _best_penalty(model: RidgeModel, x: np.ndarray, rows: np.ndarray) -> float:
     """The penalty with which hard labels have the least squared error on all training data."""
     moments = model.moments_for("the best penalty of a baseline")
-    arrays = x, rows, np.asarray(moments.gram), np.asarray(moments.cross)
+    means = None
+    if model.has_intercept:
+        means = moments.count, moments.feature_shift, moments.target_shift
+    arrays = x, rows, moments.gram, moments.cross, means
     lams, errors = in_float64(_score, model.features, *arrays, _RELATIVE_PENALTIES)
     return float(lams[np.argmin(errors)])
 
 
 @jax.jit
 def _score(
-    phi: AbstractFeatureMap, x: Array, rows: Array, gram: Array, cross: Array, relative: Array
+    phi: AbstractFeatureMap,
+    x: Array,
+    rows: Array,
+    gram: Array,
+    cross: Array,
+    means: tuple[Array, Array, Array] | None,
+    relative: Array,
 ) -> tuple[Array, Array]:
     features = phi(x)
-    lams = relative * self_conditioning_penalty(features)
+    seen = features if means is None else contrasts(features)
+    lams = relative * self_conditioning_penalty(seen)
 
     def error(lam: Array) -> Array:
-        weights = retrain(features, rows, lam)
-        return jnp.sum(weights * (matmul(gram, weights) - 2 * cross))
+        weights, level = retrain(features, rows, lam), 0.0
+        if means is not None:
+            count, middle, target = means
+            weights, intercept = retrain_with_intercept(features, rows, lam)
+            level = count * jnp.sum((target - matmul(middle, weights) - intercept) ** 2)
+        return jnp.sum(weights * (matmul(gram, weights) - 2 * cross)) + level
 
     return lams, jax.lax.map(error, lams)
 

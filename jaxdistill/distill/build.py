@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from jaxdistill.distill.compiled import (
     features_of_factors,
+    mean_of,
     noisy_factors,
     real_factors,
     reduced,
@@ -27,6 +28,7 @@ from jaxdistill.distill.plan import (
     class_rows,
     evened,
     given_rows,
+    label_level,
     plan_distillation,
     spanning_rows,
 )
@@ -68,7 +70,8 @@ def distill(
     For any other map by the spanning equations, ``phi(Xs)^T M = Q``, solved from real examples or noise:
     exact from about m* = p k / (d + k) examples (:func:`~jaxdistill.solve.spanning.spanning_count`).
     Below, the best set of its size in mean squared prediction, with the share that is lost in
-    ``recipe["lost"]``. What was done is in ``recipe``; whether it is exact, only
+    ``recipe["lost"]``. Of a model with an intercept ridge regression with an intercept returns both, from one
+    example more than the rank of the weights: one per class of classes. What was done is in ``recipe``; whether it is exact, only
     :func:`~jaxdistill.certify` says.
 
     Args:
@@ -183,12 +186,17 @@ def distill(
         )
     real = None if solved or reference is None else pick_reference(model, reference, m, key_pick)[0]
 
-    target, lost = model.weights, 0.0
+    target, level, lost = model.weights, model.intercept, 0.0
     rows: np.ndarray | None = None
     even = False
-    if m < plan.rank and plan.construction is not Construction.FIXED and solved is None:
-        gram = model.moments_for(f"a set of {m} examples for weights of rank {plan.rank}").gram
-        target, rows, lost = in_float64(reduced, model.weights, gram, m)
+    held = m - model.has_intercept  # the rank that m examples can hold
+    if held < plan.rank and plan.construction is not Construction.FIXED and solved is None:
+        moments = model.moments_for(f"a set of {m} examples for weights of rank {plan.rank}")
+        arguments = model.weights, moments.gram, held, model.has_intercept
+        target, rows, lost = in_float64(reduced, *arguments)
+        if model.has_intercept:
+            level = moments.target_shift - moments.feature_shift @ target
+            rows = rows + moments.target_shift
     if solved is not None:
         inputs, scaled, fixed_labels, lost = solved.x, None, None, solved.lost
     elif plan.construction is Construction.FIXED:
@@ -198,12 +206,13 @@ def distill(
         if rows is None:
             rows, even = _label_rows(model, plan, labels, stored, key_labels)
         span = evened(target, plan.rank) if even else target
-        scaled = _features(phi, span, plan, rows, real, noise, sharpness, scale, larger_root, key_noise)
+        chosen = noise, sharpness, scale, larger_root
+        scaled = _features(model, plan, (span, level), rows, real, *chosen, key_noise)
         inputs, fixed_labels = phi.inverse(scaled.features, real), scaled.labels
 
     x = _stored(inputs, stored)
     if plan.soft or fixed_labels is None:
-        y, penalty = _labels_as_stored(model, plan, x, target)
+        y, penalty = _labels_as_stored(model, plan, x, target, level)
     else:
         assert scaled is not None
         y, penalty = fixed_labels, scaled.lam_s
@@ -213,6 +222,8 @@ def distill(
         lam=float(penalty),
         features=phi,
         weights=np.asarray(model.weights, np.float64),
+        intercept=model.intercept,
+        feature_scales=model.feature_scales,
         recipe={
             "construction": plan.construction.name.lower(),
             "labels": plan.labels.value,
@@ -259,7 +270,8 @@ def _label_rows(
     if plan.labels is LabelKind.GIVEN:
         return given_rows(model, labels, plan.size, plan.rank), False
     if plan.labels is LabelKind.HARD:
-        return class_rows(model, plan.size), False
+        rows = class_rows(model, plan.size)
+        return given_rows(model, rows, plan.size, plan.rank) if model.has_intercept else rows, False
     natural = plan_distillation(model, size=plan.size, dtype=stored).labels
     if natural in (LabelKind.HARD, LabelKind.SOFT):
         return class_rows(model, plan.size), natural is LabelKind.SOFT
@@ -267,9 +279,9 @@ def _label_rows(
 
 
 def _features(
-    phi: Any,
-    target: np.ndarray,
+    model: RidgeModel,
     plan: Plan,
+    target: tuple[np.ndarray, np.ndarray | None],
     rows: np.ndarray,
     real: np.ndarray | None,
     noise: float,
@@ -278,32 +290,55 @@ def _features(
     larger_root: Any,
     key: Array,
 ) -> Scaled:
-    """Features, with labels and penalty, inside the range of the map."""
+    """Features, with labels and penalty, inside the range of the map; ``target`` holds B and b."""
+    phi, (weights, intercept) = model.features, target
+    level = intercept is not None
     # Soft labels follow afterwards, for any penalty; the features are best built without one.
     lam_s = 0.0 if plan.soft else plan.lam_s
     if plan.construction is Construction.SPANNING:
-        rank = min(plan.rank, plan.size)
-        features = in_float64(spanning_features, phi, target, real, rank, sharpness)
-        return choose_scale(phi, lambda lam: features, rows, 0.0, np.inf, scale)
+        rank = min(plan.rank, plan.size - level)
+        features = in_float64(spanning_features, phi, weights, real, rank, sharpness, level)
+        middle = features.mean(axis=0) if level else 0.0
+        means = (middle, label_level(model)) if level else None
+        return choose_scale(phi, lambda lam: features - middle, rows, 0.0, np.inf, scale, means)
+    near = model.moments.feature_shift if level and model.moments is not None else None
     if plan.construction is Construction.INVERSE:
         assumed = 0.0 if isinstance(lam_s, str) else lam_s
-        factors, rows = in_float64(real_factors, phi, target, rows, real, assumed, plan.soft)
+        kind = assumed, plan.soft, level
+        factors, rows, near = in_float64(real_factors, phi, weights, rows, real, *kind)
     else:
-        factors = in_float64(noisy_factors, target, rows, noise, plan.rank, key)
+        factors = in_float64(noisy_factors, weights, rows, noise, plan.rank, key, level)
 
     def features_at(lam: float) -> np.ndarray:
-        return in_float64(features_of_factors, factors, lam, np.asarray(larger_root))
+        return in_float64(features_of_factors, factors, lam, np.asarray(larger_root), level)
 
+    means = None
+    if level:
+        means = _means(weights, intercept, rows, near, plan.soft)
+        rows = rows - means[1]
     largest = 0.25 / float(np.max(factors.values)) ** 2
-    return choose_scale(phi, features_at, rows, lam_s, largest, scale)
+    return choose_scale(phi, features_at, rows, lam_s, largest, scale, means)
+
+
+def _means(
+    weights: np.ndarray, intercept: np.ndarray, rows: np.ndarray, near: np.ndarray | None, soft: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean feature and mean label of a set that returns the intercept."""
+    level = rows.mean(axis=0)
+    if soft and near is not None:  # whose labels follow the mean of the features, wherever it is
+        return near, level
+    return in_float64(mean_of, weights, level - intercept, near), level
 
 
 def _labels_as_stored(
-    model: RidgeModel, plan: Plan, x: np.ndarray, target: np.ndarray
+    model: RidgeModel, plan: Plan, x: np.ndarray, target: np.ndarray, level: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
     """Soft labels and their penalty from the inputs as they are stored, rounding included."""
     lam_s = np.nan if plan.lam_s == "auto" else plan.lam_s
-    weighted = plan.labels is LabelKind.WEIGHTED
-    gram = model.moments_for("weighted labels").gram if weighted else np.zeros((0, 0))
-    y, lam = in_float64(stored_labels, model.features, x, target, gram, lam_s, weighted)
+    data: tuple[Any, ...] = ()
+    if plan.labels is LabelKind.WEIGHTED:
+        moments = model.moments_for("weighted labels")
+        means = moments.feature_shift, moments.target_shift
+        data = moments.gram, means if model.has_intercept else None
+    y, lam = in_float64(stored_labels, model.features, x, (target, level), lam_s, *data)
     return y, float(lam)

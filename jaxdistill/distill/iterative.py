@@ -66,12 +66,13 @@ def find_inputs(
     starts = choose_starts(model, plan, reference, options, key_pick, key_noise)
     check_derivative(model.features, starts[0, :_CHECKED])
     phi, seconds = model.features, options.seconds
-    steps: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
+    shared: dict[str, Any] = {} if options.steps is None else {"steps": options.steps}
+    shared["intercept"] = model.has_intercept
     if plan.construction is Construction.PROJECTION:
         what = f"a set of {plan.size} examples, fewer than m* = {plan.count},"
         gram = model.moments_for(what).gram
         tries = [
-            project(phi, model.weights, gram, x, box=box, seconds=seconds, progress=progress, **steps)
+            project(phi, model.weights, gram, x, box=box, seconds=seconds, progress=progress, **shared)
             for x in starts
         ]
         best = min(tries, key=lambda found: found.report.loss)
@@ -89,7 +90,7 @@ def find_inputs(
         tolerance=_tolerance(phi, stored),
         method=plan.method,
         progress=progress,
-        **steps,
+        **shared,
     )
     report = solution.report
     if exact and not report.reached:
@@ -140,13 +141,17 @@ def choose_starts(
 
 
 def _closed_features(model: RidgeModel, plan: Plan, key: Array) -> np.ndarray:
-    """Features of a closed-form set with a random free part, of the mean size of the training data's."""
+    """Features of a closed-form set with a random free part, of the mean size of the training data's.
+
+    With an intercept of their size about the mean feature, and then about it.
+    """
+    level = model.has_intercept
     rows = spanning_rows(model, plan.size, plan.rank, key)
-    factors = in_float64(noisy_factors, model.weights, rows, 1.0, plan.rank, key)
-    features = in_float64(features_of_factors, factors, 0.0, np.asarray(True))
+    factors = in_float64(noisy_factors, model.weights, rows, 1.0, plan.rank, key, level)
+    features = in_float64(features_of_factors, factors, 0.0, np.asarray(True), level)
     moments = model.moments_for("a start of the size of the training features")
     size = np.sqrt(np.trace(moments.gram) / moments.count)
-    return features * (size * np.sqrt(plan.size) / np.linalg.norm(features))
+    return features * (size * np.sqrt(plan.size) / np.linalg.norm(features)) + moments.feature_shift
 
 
 def _closed_form(model: RidgeModel, plan: Plan, key: Array) -> np.ndarray:
@@ -156,5 +161,7 @@ def _closed_form(model: RidgeModel, plan: Plan, key: Array) -> np.ndarray:
     features = _closed_features(model, plan, key)
     bound = phi.feature_bound
     if bound is not None:
-        features *= 0.9 * bound / np.max(np.abs(features))
+        middle = features.mean(axis=0) if model.has_intercept else 0.0
+        room = 0.9 * (bound - np.abs(middle))
+        features = middle + (features - middle) * np.min(room / np.max(np.abs(features - middle), axis=0))
     return phi.inverse(features)

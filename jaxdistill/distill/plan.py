@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from jaxdistill.distill.intercept import check_label_mean
 from jaxdistill.errors import InputError, InverseError, PenaltyError, RankError
 from jaxdistill.features import DeepLinear, Linear
 from jaxdistill.numerics.keys import host_generator
@@ -55,9 +56,9 @@ class Plan:
         construction: How the features come about.
         labels: What the labels are.
         size: m.
-        rank: Numerical rank of the weights: the number of examples that exactness needs.
+        rank: Numerical rank of the weights.
         count: m*, the number of examples that the construction needs for exactness: the rank in closed form,
-            what counting gives for the spanning equations.
+            what counting gives for the spanning equations; with an intercept one more than the rank at least.
         lam_s: The penalty asked for: a number, "max" or "auto".
         method: How the spanning equations will be solved; None for other constructions.
     """
@@ -127,6 +128,8 @@ def plan_distillation(
         raise InputError(
             f"unknown realistic {realistic!r}; choose 'closest', 'features', 'inverse' or 'fixed'"
         )
+    if model.has_intercept and m < 2:
+        raise RankError("one example fixes an intercept and no weights; use size >= 2")
     construction, count = _construction(model, m, rank, realistic)
     if exact and m < count:
         raise RankError(
@@ -186,33 +189,59 @@ def given_rows(model: RidgeModel, labels: Any, size: int, rank: int) -> np.ndarr
 
     Raises:
         InputError: the shape or a value is wrong.
-        RankError: the row space does not cover that of the weights.
+        RankError: the row space, of rows minus their mean where the model has an intercept, does not cover
+            that of the weights; or no features give their mean.
     """
     rows = np.asarray(labels, np.float64)
     k = model.weights.shape[1]
     if rows.shape != (size, k):
         raise InputError(f"labels have shape {rows.shape}, expected ({size}, {k})")
     check_finite("labels", rows)
-    projector = np.linalg.pinv(rows) @ rows
+    seen = rows - rows.mean(axis=0) if model.has_intercept else rows
+    projector = np.linalg.pinv(seen) @ seen
     outside = np.linalg.norm(model.weights - model.weights @ projector)
     if outside > 1e-8 * np.linalg.norm(model.weights):
         raise RankError(
-            f"the labels have rank {np.linalg.matrix_rank(rows)} and do not span the {rank} "
+            f"the labels have rank {np.linalg.matrix_rank(seen)} and do not span the {rank} "
             "directions of the weights; give rows whose span holds those of the weights"
         )
+    if model.has_intercept:
+        check_label_mean(model.weights, model.intercept, rows)
     return rows
+
+
+def _class_rows_serve(model: RidgeModel, size: int, rank: int) -> bool:
+    """Whether class rows train to the model: not where a class is like all others, or outputs have another sum."""
+    try:
+        given_rows(model, class_rows(model, size), size, rank)
+    except RankError:
+        return False
+    return True
 
 
 def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.ndarray:
     """Random rows that span the outputs of the model evenly, as large as training targets (one-hot rows) are.
 
-    ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns.
+    ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns; with an intercept
+    the columns of O sum to zero, and the rows are about the mean of the targets.
     """
     right = np.linalg.svd(model.weights, full_matrices=False)[2][:rank]
-    columns = np.linalg.qr(host_generator(key).standard_normal((size, rank)))[0]
+    columns = host_generator(key).standard_normal((size, rank))
+    if model.has_intercept:
+        columns -= columns.mean(axis=0)
+    columns = np.linalg.qr(columns)[0]
     moments = model.moments
     rms = 1.0 if moments is None else np.sqrt(np.trace(moments.target_gram) / moments.count)
-    return columns @ right * (rms * np.sqrt(size / rank))
+    rows = columns @ right * (rms * np.sqrt(size / rank))
+    return rows + label_level(model) if model.has_intercept else rows
+
+
+def label_level(model: RidgeModel) -> Float[np.ndarray, " k"]:
+    """The mean that labels of a model with an intercept best have: that of the targets, which the mean feature has.
+
+    Of a head without data b itself, which features of mean zero have.
+    """
+    return np.asarray(model.intercept if model.moments is None else model.moments.target_shift)
 
 
 def evened(weights: np.ndarray, rank: int) -> np.ndarray:
@@ -253,17 +282,20 @@ def _construction(
     """Construction, and the number of examples that it needs to be exact."""
     phi = model.features
     closed = phi.construction_obstacle is None
+    level = int(model.has_intercept)
     if realistic == "fixed":
-        return Construction.FIXED, phi.num_features
+        return Construction.FIXED, phi.num_features + level
+    fewest = rank + level
     if realistic in ("inverse", "features"):
         if phi.construction_obstacle is not None:
             raise InverseError(phi.construction_obstacle)
-        return (Construction.INVERSE if realistic == "inverse" else Construction.SPANNING), rank
+        return (Construction.INVERSE if realistic == "inverse" else Construction.SPANNING), fewest
     if closed and realistic is None:
-        return (Construction.EXACT if size >= rank else Construction.REDUCED), rank
+        return (Construction.EXACT if size >= fewest else Construction.REDUCED), fewest
     if closed and isinstance(phi, (Linear, DeepLinear)):  # nearest features are nearest pixels
-        return Construction.SPANNING, rank
-    count = spanning_count(phi.num_features, phi.num_inputs, model.weights.shape[1], rank)
+        return Construction.SPANNING, fewest
+    k = model.weights.shape[1]
+    count = spanning_count(phi.num_features, phi.num_inputs, k, rank, intercept=model.has_intercept)
     return (Construction.EQUATIONS if size >= count else Construction.PROJECTION), count
 
 
@@ -279,22 +311,24 @@ def _label_kind(
 ) -> LabelKind:
     """Labels asked for, or the natural ones: classes where they suffice, soft for real examples."""
     classes = model.target_kind is not TargetKind.REAL
-    # Centred rows sum to zero: all but one of them span what they all span.
-    fewest = num_targets - (model.target_kind is TargetKind.CENTRED)
+    # Centred rows sum to zero: all but one of them span what they all span, but for an intercept.
+    fewest = num_targets - (model.target_kind is TargetKind.CENTRED and not model.has_intercept)
+    level = int(model.has_intercept)
     if labels is None:
         if construction is Construction.PROJECTION:
             return LabelKind.WEIGHTED
         if realistic is not None or construction is Construction.EQUATIONS:
             return LabelKind.SOFT
-        if not classes or size < fewest:
+        if not classes or size < fewest or (level and not _class_rows_serve(model, size, rank)):
             return LabelKind.ROWS
-        one_hot = model.target_kind is TargetKind.ONE_HOT
+        one_hot = model.target_kind is TargetKind.ONE_HOT and not level
         return LabelKind.SOFT if one_hot and sums_to_zero(model.weights, dtype) else LabelKind.HARD
     if not isinstance(labels, str):
-        if size < rank:
+        if size < rank + level:
+            what = " and an intercept" if level else ""
             raise RankError(
-                f"{size} examples cannot hold weights of rank {rank}, so their labels cannot be "
-                f"given; use size >= {rank}, or leave labels out for the best set of this size"
+                f"{size} examples cannot hold weights of rank {rank}{what}, so their labels cannot be "
+                f"given; use size >= {rank + level}, or leave labels out for the best set of this size"
             )
         kind = LabelKind.GIVEN
     elif labels not in ("hard", "soft", "weighted"):
@@ -306,8 +340,8 @@ def _label_kind(
     if kind is LabelKind.HARD and size < fewest:
         raise RankError(
             f"hard labels need every class to appear, so at least {fewest} examples, not {size}; "
-            "leave labels out for the best set of this size, or train on centred targets "
-            f"(rank {num_targets - 1})"
+            "leave labels out for the best set of this size"
+            + ("" if level else f", or train on centred targets (rank {num_targets - 1})")
         )
     if kind is LabelKind.WEIGHTED and construction not in (Construction.FIXED, Construction.PROJECTION):
         raise InputError("weighted labels are for fixed examples; pass realistic='fixed'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jaxdistill.errors import InputError, KernelError
 from jaxdistill.kernels.pivoted import pivoted_cholesky
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_matrix
 from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.keys import checked_key, host_generator
 from jaxdistill.numerics.linalg import in_float64, matmul, reciprocal
 from jaxdistill.numerics.names import check_choice
@@ -101,26 +103,35 @@ def distill_kernel(
     size = _size(ipc, size, k, classes)
     if labels == "hard" and not classes:
         raise InputError("real-valued targets have no hard labels; use labels='solved' or 'projected'")
+    if model.has_intercept and size < 2:
+        raise InputError("one example fixes an intercept and nothing else; use size >= 2")
     points, rows = _support(model, x, y, size, support, classes, key, progress)
     stored = points.astype(x.dtype if dtype is None else np.dtype(dtype))
     gram = kernel_matrix(model.kernel, stored, dtype=np.float64)
     values = model.predict(stored, dtype=np.float64, progress=progress)
-    scale = float(np.trace(gram)) / size
+    if model.intercept is not None:
+        values = values - model.intercept
+    level = model.has_intercept
+    scale = float(np.trace(gram) - level * gram.sum() / size) / (size - level)
     relative = _HARD_PENALTY if labels == "hard" else 1.0
     lam = relative * scale if lam_s is None else check_penalty("lam_s", lam_s)
     if labels == "hard":
         found = rows
     else:
+        middle = model.intercept
         if labels == "projected":
-            beta = in_float64(_projected, gram, values)
+            beta = in_float64(_projected, gram, values, level)
         else:
             tiles = TiledKernel.of(model.kernel, x, stored.astype(x.dtype), progress=progress)
-            beta = in_float64(_least_squares, *tiles.normal_equations(y))
+            if model.intercept is None:
+                beta = in_float64(_least_squares, *tiles.normal_equations(y))
+            else:
+                beta, middle = _with_intercept(tiles, y)
         if not np.all(np.isfinite(beta)):
             raise KernelError(
                 f"the kernel cannot tell the {size} points apart; ask for fewer, or use support='pivoted'"
             )
-        found = gram @ beta + lam * beta
+        found = gram @ beta + lam * beta + (0.0 if middle is None else middle)
     return KernelSet(
         x=stored,
         y=found,
@@ -129,6 +140,7 @@ def distill_kernel(
         values=values,
         squared_norm=model.squared_norm,
         resolution=model.resolution,
+        intercept=model.intercept,
         recipe={
             "construction": support,
             "labels": labels,
@@ -187,9 +199,13 @@ def _support(
     return points, y[chosen]
 
 
-@jax.jit
-def _projected(gram: Float[Array, "m m"], values: Float[Array, "m k"]) -> Float[Array, "m k"]:
-    """``K_ss^-1 f(Xs)``: NaN where the points are dependent."""
+@partial(jax.jit, static_argnums=2)
+def _projected(
+    gram: Float[Array, "m m"], values: Float[Array, "m k"], intercept: bool
+) -> Float[Array, "m k"]:
+    """``K_ss^-1 f(Xs)``, of sum zero with an intercept: NaN where the points are dependent."""
+    if intercept:
+        return from_contrasts(_projected(contrasts_of_gram(gram), contrasts(values), False))
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(gram), True), values)
 
 
@@ -199,3 +215,19 @@ def _least_squares(system: Float[Array, "m m"], right: Float[Array, "m k"]) -> F
     values, vectors = jnp.linalg.eigh(system)
     kept = values > system.shape[0] * jnp.finfo(system.dtype).eps * values[-1]
     return matmul(vectors, reciprocal(values, kept)[:, None] * matmul(vectors.T, right))
+
+
+def _with_intercept(tiles: TiledKernel, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of sum zero, and the intercept, of least squared error: from one pass, means included."""
+    n, ones = len(y), np.ones((len(y), 1))
+    system, right = tiles.normal_equations(np.hstack([y, ones]))
+    right, sums = right[:, :-1], right[:, -1:]
+    middle, target = sums / n, y.mean(axis=0)
+    told = system - sums @ middle.T, right - sums * target
+    beta = in_float64(_least_squares_of_contrasts, *told)
+    return beta, target - middle[:, 0] @ beta
+
+
+@jax.jit
+def _least_squares_of_contrasts(system: Array, right: Array) -> Array:
+    return from_contrasts(_least_squares(contrasts_of_gram(system), contrasts(right)))

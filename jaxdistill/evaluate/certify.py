@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, final, overload
 
 import jax
@@ -11,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.distill.exact import retrain_with_values
+from jaxdistill.distill.exact import intercept_of, retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
-from jaxdistill.evaluate.comparison import compare_outputs, nothing_compared
+from jaxdistill.evaluate.comparison import SetCertificate, compare_outputs, nothing_compared
 from jaxdistill.evaluate.full_model import full_residual
 from jaxdistill.evaluate.scores import is_real
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import check_squares, in_float64
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import predict
@@ -27,7 +29,7 @@ from jaxdistill.sets.kernel_set import KernelSet
 
 
 class HasWeights(Protocol):
-    """Anything that predicts with ``phi(x) B``: a ridge model, or the weights kept in a file."""
+    """Anything that predicts with ``phi(x) B + b``: a ridge model, or the weights kept in a file."""
 
     @property
     def features(self) -> AbstractFeatureMap:
@@ -39,48 +41,34 @@ class HasWeights(Protocol):
         """B, shape (p, k)."""
         ...
 
+    @property
+    def intercept(self) -> Any | None:
+        """b, shape (k,), or None."""
+        ...
+
+    @property
+    def feature_scales(self) -> Any | None:
+        """Root mean square of each feature over the training data, shape (p,), or None."""
+        ...
+
 
 @final
 @dataclass(frozen=True)
-class Certificate:
-    """What came back when ridge regression was trained on the distilled set.
+class Certificate(SetCertificate):
+    """What came back when ridge regression was trained on a distilled set of a feature map.
 
-    Fields without suffix are of a retraining in float64 from the inputs as they are stored; those
-    with ``_float32`` of one wholly in float32, features included.
+    The fields of every certificate (:class:`~jaxdistill.evaluate.comparison.SetCertificate`), and two. Rounding
+    explains 100 eps of the stored inputs, or of the features where those are computed in less, times what the
+    feature map makes of rounding (of the inputs, or of its own in float32, whichever is more), times the
+    condition number of the features; at most sqrt(eps). A set is exact where weights and intercept are within
+    that, their scaled error within sqrt(eps), m reaches the rank of B (and one more for an intercept), and the
+    full model is the ridge solution as far as is known (``solved_full`` is not False).
 
     Args:
-        relative_weight_error: ``|B_s - B| / |B|`` (Frobenius).
-        relative_weight_error_float32: The same in float32.
-        cosine: Cosine of the angle between B_s and B.
-        tolerance: Largest relative error that rounding explains: 100 eps of the stored inputs, or of the
-            features where those are computed in less, times what the feature map makes of rounding (of the
-            inputs, or of its own in float32, whichever is more), times the condition number of the features;
-            at most sqrt(eps).
-        condition: Condition number of the distilled features.
-        exact: Whether the error is within the tolerance, m reaches the rank of B, and the full model is the
-            ridge solution as far as is known (``solved_full`` is not False).
-        size: m.
-        rank: Numerical rank of B: the number of examples that exactness needs.
-        stored: Type of the stored inputs.
         precision: What the features are computed in: "float64", or "float32" where the map is made so, and
             then exact means to float32's rounding.
-        agreement: Share of test inputs on which the two models name the same class; None for real values.
-        agreement_float32: The same for the model retrained in float32.
-        accuracy_full: Test accuracy of the full model, in [0, 1].
-        accuracy_distilled: Test accuracy of the retrained model.
-        accuracy_distilled_float32: Test accuracy of the model retrained in float32.
-        prediction_error: Root mean square difference of the predictions, relative to the full model's.
-        squared_error_full: Mean squared error of the full model on the test targets.
-        squared_error_distilled: Mean squared error of the retrained model.
-        num_test: Number of test examples; 0 where none were given, and all of the above from ``agreement``
-            on are None.
-        residual_full: Residual of the full model in its own normal equations, relative and the worst of all
-            features (:func:`~jaxdistill.ridge.residual.model_residual`); None where it has no training data.
-        residual_tolerance: Largest such residual that rounding explains.
-        solved_full: Whether the full model is the ridge solution within rounding.
-        rank_full: Numerical rank of the features.
-        dropped_full: Largest share of its squared norm that a feature lost to that rank.
-        digest: Fingerprint of the set that was certified.
+        scaled_error: ``|S (B_s - B)| / |S B|`` with S the sizes of the features over the training data: what
+            no choice of units hides; None where there were no data.
 
     Example:
         >>> import jax, numpy as np
@@ -94,35 +82,8 @@ class Certificate:
         (False, 2, 3)
     """
 
-    relative_weight_error: float
-    relative_weight_error_float32: float
-    cosine: float
-    tolerance: float
-    condition: float
-    exact: bool
-    size: int
-    rank: int
-    stored: str
     precision: str
-    agreement: float | None
-    agreement_float32: float | None
-    accuracy_full: float | None
-    accuracy_distilled: float | None
-    accuracy_distilled_float32: float | None
-    prediction_error: float | None
-    squared_error_full: float | None
-    squared_error_distilled: float | None
-    num_test: int
-    residual_full: float | None
-    residual_tolerance: float | None
-    solved_full: bool | None
-    rank_full: int | None
-    dropped_full: float | None
-    digest: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, in types that JSON keeps."""
-        return asdict(self)
+    scaled_error: float | None
 
 
 @overload
@@ -158,7 +119,8 @@ def certify(
     """Retrain on the distilled set alone and compare with the full model.
 
     ``B_s = Phis^T (Phis Phis^T + lam_s I)^-1 Ys`` from ``small.x`` as stored, by the singular value
-    decomposition; nothing that the construction knew is used. The full model is judged too: how well its
+    decomposition, or where the model has an intercept the same of centred parts with
+    ``b_s = mean(Ys) - mean(Phis) B_s``; nothing that the construction knew is used. The full model is judged too: how well its
     weights solve the ridge problem that they are said to solve, from its moments, or as the file tells.
 
     Args:
@@ -195,14 +157,19 @@ def certify(
             f"the model's weights have shape {full.shape}, the set was made for "
             f"{small.weights.shape}; certify against the model that was distilled"
         )
+    if (model.intercept is None) != (small.intercept is None):
+        raise InputError(
+            "one of model and set has an intercept and the other has none; certify against the model that was "
+            "distilled"
+        )
+    level = None if model.intercept is None else np.asarray(model.intercept, np.float64)
     check_squares("the model's weights", full)
     # Changes of random sign: what rounding of the inputs looks like. Drawn here, since the program that
     # draws them would take longer to compile than all the rest.
     signs = np.random.default_rng(0).choice((-1.0, 1.0), small.x.shape)
-    wide, condition, amplification, phi = in_float64(
-        _retrain, small.features, small.x, signs, small.y, small.lam
-    )
-    narrow, phi_float32 = _retrain_float32(small, signs)
+    told = small.features, small.x, signs, small.y, small.lam, level is not None
+    wide, b_wide, condition, amplification, phi = in_float64(_retrain, *told)
+    narrow, b_narrow, phi_float32 = _retrain_float32(small, signs)
     rank = int(np.linalg.matrix_rank(full))
     error = _relative(wide, full)
     precision = small.features.precision
@@ -211,42 +178,57 @@ def certify(
     own = _relative(phi_float32, phi) / float(np.finfo(np.float32).eps)
     growth = max(float(amplification), own) if np.isfinite(own) else float(amplification)
     tolerance = min(100 * eps * float(condition) * growth, math.sqrt(eps))
+    errors, needed = [error], rank
+    intercept_error = None
+    if level is not None:
+        sizes = np.linalg.norm(small.y.mean(axis=0)) + np.linalg.norm(phi.mean(axis=0)) * np.linalg.norm(full)
+        intercept_error = float(np.linalg.norm(b_wide - level) / sizes)
+        errors.append(intercept_error)
+        needed += 1
+    scales = model.feature_scales
+    scaled_error = None if scales is None else _relative(scales[:, None] * wide, scales[:, None] * full)
+    within = max(errors) <= tolerance and (scaled_error is None or scaled_error <= math.sqrt(eps))
     original = full_residual(model)
-    tests = _compare_on_test(small, full, wide, narrow, x_test, y_test, progress)
+    models = (full, level), (wide, b_wide), (narrow, b_narrow)
+    tests = _compare_on_test(small, models, x_test, y_test, progress)
     return Certificate(
         relative_weight_error=error,
         relative_weight_error_float32=_relative(narrow, full),
         cosine=float(np.vdot(wide, full) / (np.linalg.norm(wide) * np.linalg.norm(full))),
         tolerance=tolerance,
         condition=float(condition),
-        exact=bool(error <= tolerance and len(small.x) >= rank and original["solved_full"] is not False),
+        exact=bool(within and len(small.x) >= needed and original["solved_full"] is not False),
         size=len(small.x),
         rank=rank,
         stored=small.x.dtype.name,
+        intercept_error=intercept_error,
         precision=precision,
+        scaled_error=scaled_error,
         digest=small.digest,
         **original,
         **tests,
     )
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=5)
 def _retrain(
-    features: AbstractFeatureMap, x: Array, signs: Array, y: Array, lam: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Weights, condition number of the features, the growth of a relative change of inputs, the features."""
+    features: AbstractFeatureMap, x: Array, signs: Array, y: Array, lam: Array, intercept: bool
+) -> tuple[Array, Array, Array, Array, Array]:
+    """B_s and b_s, the features' condition, the growth of a relative change of inputs, the features."""
     phi, response = jax.jvp(features, (x,), (x * signs,))
-    weights, s = retrain_with_values(phi, y, lam)
+    seen = (contrasts(phi), contrasts(y)) if intercept else (phi, y)
+    weights, s = retrain_with_values(*seen, lam)
+    level = intercept_of(phi, y, weights) if intercept else jnp.zeros(y.shape[1], y.dtype)
     growth = jnp.linalg.norm(response) / jnp.linalg.norm(phi)
-    return weights, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0), phi
+    return weights, level, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0), phi
 
 
-def _retrain_float32(small: DistilledSet, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _retrain_float32(small: DistilledSet, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # What float32 cannot hold becomes infinite, and shows as an error of the weights retrained from it.
     with jax.enable_x64(False), np.errstate(over="ignore"):
         narrow = [np.float32(a) for a in (small.x, signs, small.y, small.lam)]
-        weights, _, _, phi = _retrain(small.features, *narrow)
-        return np.asarray(weights, np.float64), np.asarray(phi, np.float64)
+        weights, level, _, _, phi = _retrain(small.features, *narrow, small.intercept is not None)
+        return tuple(np.asarray(a, np.float64) for a in (weights, level, phi))
 
 
 def _relative(weights: np.ndarray, full: np.ndarray) -> float:
@@ -256,20 +238,21 @@ def _relative(weights: np.ndarray, full: np.ndarray) -> float:
 
 def _compare_on_test(
     small: DistilledSet,
-    full: np.ndarray,
-    wide: np.ndarray,
-    narrow: np.ndarray,
+    models: tuple[tuple[np.ndarray, np.ndarray | None], ...],
     x_test: Any | None,
     y_test: Any | None,
     progress: bool,
 ) -> dict[str, Any]:
+    """Weights and intercepts of the full model, of the retrained one and of that in float32, on test data."""
     if x_test is None:
         return nothing_compared()
     features = small.features
     x = as_floats("x_test", x_test)
     if x.ndim != 2 or x.shape[1] != features.num_inputs or len(x) == 0:
         raise InputError(f"x_test has shape {x.shape}, expected (t, {features.num_inputs}) with t > 0")
+    weights, levels = zip(*models, strict=True)
+    intercept = None if levels[0] is None else np.concatenate(levels)
     # One pass over the test features serves all three models.
-    outputs = predict(features, np.hstack([full, wide, narrow]), x, progress=progress)
+    outputs = predict(features, np.hstack(weights), x, intercept=intercept, progress=progress)
     f_full, f_wide, f_narrow = np.split(outputs, 3, axis=1)
     return compare_outputs(f_full, f_wide, f_narrow, y_test, real=is_real(small.recipe))

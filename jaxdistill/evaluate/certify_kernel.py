@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import jax
@@ -11,10 +12,11 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.errors import InputError, KernelError
-from jaxdistill.evaluate.comparison import compare_outputs, nothing_compared
+from jaxdistill.evaluate.comparison import SetCertificate, compare_outputs, nothing_compared
 from jaxdistill.evaluate.full_model import full_residual
 from jaxdistill.evaluate.scores import is_real
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
+from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.sets.kernel_set import KernelSet
@@ -22,42 +24,19 @@ from jaxdistill.sets.kernel_set import KernelSet
 
 @final
 @dataclass(frozen=True)
-class KernelCertificate:
+class KernelCertificate(SetCertificate):
     """What came back when kernel ridge regression was trained on the distilled set.
 
-    The fields that a :class:`~jaxdistill.Certificate` has too mean the same: in the space of the kernel the
-    weights are the function, so the relative weight error is ``|f_s - f|_H / |f|_H``, exact and computed from
-    the kernel alone.
+    The fields of every certificate (:class:`~jaxdistill.evaluate.comparison.SetCertificate`), and three: in the
+    space of the kernel the weights are the function (without its intercept), so the relative weight error is
+    ``|f_s - f|_H / |f|_H``, exact and computed from the kernel alone. A set is exact where it is within the
+    tolerance, an intercept too, the tolerance is below 1.3e-4, the fourth root of eps (distances are differences
+    of squares), and the full model is solved as far as is known.
 
     Args:
-        relative_weight_error: ``|f_s - f|_H / |f|_H``, retrained in float64.
-        relative_weight_error_float32: The same, retrained in float32.
         best_weight_error: The smallest that any labels reach with these points.
-        cosine: ``<f_s, f>_H / (|f_s|_H |f|_H)``.
-        tolerance: Largest relative error that rounding explains.
-        condition: Condition number of ``K_ss``.
-        exact: Whether the error is within the tolerance, the tolerance below 1.3e-4, the fourth root
-            of eps (distances are differences of squares), and the full model solved as far as is known.
-        size: m.
-        rank: Numerical rank of the coefficients of f.
-        stored: Type of the stored inputs.
-        gap_bound: No prediction on a test input differs by more: ``|f - f_s|_H max sqrt(k(x, x))``.
+        gap_bound: No prediction on a test input differs by more: ``|f - f_s|_H max sqrt(k(x, x)) + |b - b_s|``.
         largest_gap: The largest difference on a test input, in the Euclidean norm of outputs.
-        agreement: Share of test inputs on which the two models name the same class.
-        accuracy_full: Test accuracy of the full model, in [0, 1].
-        accuracy_distilled: Test accuracy of the retrained model.
-        accuracy_distilled_float32: Test accuracy of the model retrained in float32.
-        agreement_float32: Share of test inputs that the full model and the one in float32 name alike.
-        prediction_error: Root mean square difference of the predictions, relative to the full model's.
-        squared_error_full: Mean squared error of the full model on the test targets.
-        squared_error_distilled: Mean squared error of the retrained model.
-        num_test: Number of test examples. Fields that need them, or the full model, are None without.
-        residual_full: Residual of the full model in its own system, relative, of the worst output.
-        residual_tolerance: Largest such residual that rounding explains.
-        solved_full: Whether the full model is the ridge solution within rounding.
-        rank_full: None: a kernel has no rank.
-        dropped_full: 0: a kernel model drops nothing.
-        digest: Fingerprint of the set that was certified.
 
     Example: see :func:`certify_kernel`, which makes it.
 
@@ -65,37 +44,9 @@ class KernelCertificate:
         'bool'
     """
 
-    relative_weight_error: float
-    relative_weight_error_float32: float
     best_weight_error: float
-    cosine: float
-    tolerance: float
-    condition: float
-    exact: bool
-    size: int
-    rank: int
-    stored: str
     gap_bound: float | None
     largest_gap: float | None
-    agreement: float | None
-    agreement_float32: float | None
-    accuracy_full: float | None
-    accuracy_distilled: float | None
-    accuracy_distilled_float32: float | None
-    prediction_error: float | None
-    squared_error_full: float | None
-    squared_error_distilled: float | None
-    num_test: int
-    residual_full: float | None
-    residual_tolerance: float | None
-    solved_full: bool | None
-    rank_full: int | None
-    dropped_full: float | None
-    digest: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, in types that JSON keeps."""
-        return asdict(self)
 
 
 def certify_kernel(
@@ -109,7 +60,8 @@ def certify_kernel(
     """Retrain on the set alone and measure the distance to the full model in the space of the kernel.
 
     ``|f - f_s|^2 = |f|^2 - 2 tr(b^T f(Xs)) + tr(b^T K_ss b)`` with ``b = (K_ss + lam_s I)^-1 Ys``: exact,
-    from what the set carries; no training data are needed.
+    from what the set carries; no training data are needed. With an intercept the
+    coefficients sum to zero, and the distance is that of the functions without theirs.
 
     Args:
         model: The full model, for predictions; None where only the set is there.
@@ -143,8 +95,9 @@ def certify_kernel(
     ):
         raise InputError("the set was made for another model; certify against the model that was distilled")
     gram = kernel_matrix(small.kernel, small.x, dtype=np.float64)
-    wide, best, condition = in_float64(_retrain, gram, small.y, small.values, small.lam)
-    narrow = _retrain_float32(small)
+    level = small.intercept is not None
+    wide, best, condition = in_float64(_retrain, gram, small.y, small.values, small.lam, level)
+    narrow, gram_float32 = _retrain_float32(small)
     for name, found in (("float64", wide), ("float32", narrow)):
         if not np.all(np.isfinite(found)):
             lowest = float(np.linalg.eigvalsh(gram)[0])
@@ -169,7 +122,15 @@ def certify_kernel(
     tolerance = float(np.sqrt(resolution / small.squared_norm))
     original = full_residual(small if model is None else model)
     exact = relative[0] <= tolerance and tolerance <= np.finfo(np.float64).eps ** 0.25
-    report = _on_test(model, small, wide, narrow, squared + resolution, x_test, y_test, progress)
+    levels, intercept_error, apart = None, None, 0.0
+    if small.intercept is not None:
+        levels = [_intercept(small, gram, wide), _intercept(small, gram_float32, narrow)]
+        apart = float(np.linalg.norm(levels[0] - small.intercept))
+        sizes = np.linalg.norm(small.y.mean(axis=0)) + np.linalg.norm((gram @ wide).mean(axis=0))
+        intercept_error = apart / float(sizes)
+        exact = exact and intercept_error <= tolerance
+    distances = float(squared + resolution), apart
+    report = _on_test(model, small, (wide, narrow), levels, distances, x_test, y_test, progress)
     return KernelCertificate(
         relative_weight_error=float(relative[0]),
         relative_weight_error_float32=float(relative[1]),
@@ -181,15 +142,22 @@ def certify_kernel(
         size=len(small.x),
         rank=int(small.recipe.get("rank", small.y.shape[1])),
         stored=small.x.dtype.name,
+        intercept_error=intercept_error,
         digest=small.digest,
         **original,
         **report,
     )
 
 
-@jax.jit
-def _retrain(gram: Array, y: Array, values: Array, lam: Array) -> tuple[Array, Array, Array]:
+@partial(jax.jit, static_argnums=4)
+def _retrain(
+    gram: Array, y: Array, values: Array, lam: Array, intercept: bool
+) -> tuple[Array, Array, Array]:
     """Coefficients of the set, those of the projection, and the condition number of the kernel matrix."""
+    if intercept:
+        seen = contrasts_of_gram(gram), contrasts(y), contrasts(values)
+        wide, best, condition = _retrain(*seen, lam, False)
+        return from_contrasts(wide), from_contrasts(best), condition
     eigenvalues = jnp.linalg.eigvalsh(gram)
     return _solve(gram, y, lam), _solve(gram, values, 0.0 * lam), eigenvalues[-1] / eigenvalues[0]
 
@@ -199,19 +167,33 @@ def _solve(gram: Array, right: Array, lam: Array) -> Array:
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(shifted), True), right)
 
 
-def _retrain_float32(small: KernelSet) -> np.ndarray:
+@partial(jax.jit, static_argnums=3)
+def _coefficients(gram: Array, y: Array, lam: Array, intercept: bool) -> Array:
+    if intercept:
+        return from_contrasts(_solve(contrasts_of_gram(gram), contrasts(y), lam))
+    return _solve(gram, y, lam)
+
+
+def _retrain_float32(small: KernelSet) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients from a retraining in float32, and its kernel matrix."""
     gram = kernel_matrix(small.kernel, small.x.astype(np.float32))
     with jax.enable_x64(False):
         narrow = np.float32(gram), np.float32(small.y), np.float32(small.lam)
-        return np.asarray(jax.jit(_solve)(*narrow), np.float64)
+        found = _coefficients(*narrow, small.intercept is not None)
+        return np.asarray(found, np.float64), gram
+
+
+def _intercept(small: KernelSet, gram: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    """``b_s = mean(Ys) - mean(K_ss b)``."""
+    return small.y.mean(axis=0) - gram.astype(np.float64).mean(axis=0) @ beta
 
 
 def _on_test(
     model: KernelModel | None,
     small: KernelSet,
-    wide: np.ndarray,
-    narrow: np.ndarray,
-    squared: float,
+    coefficients: tuple[np.ndarray, np.ndarray],
+    levels: list[np.ndarray] | None,
+    distances: tuple[float, float],
     x_test: Any | None,
     y_test: Any | None,
     progress: bool,
@@ -220,9 +202,15 @@ def _on_test(
     if x_test is None:
         return gaps | nothing_compared()
     x = check_inputs("x_test", x_test, small.x.shape[1])
-    gaps["gap_bound"] = float(np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max()))
+    squared, apart = distances
+    gaps["gap_bound"] = apart + float(
+        np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max())
+    )
     cross = TiledKernel.of(small.kernel, x, small.x, dtype=np.float64, progress=progress)
-    f_small, f_narrow = np.split(cross.matmul(np.concatenate([wide, narrow], axis=1)), 2, axis=1)
+    outputs = cross.matmul(np.concatenate(coefficients, axis=1))
+    if levels is not None:
+        outputs = outputs + np.concatenate(levels)
+    f_small, f_narrow = np.split(outputs, 2, axis=1)
     f_full = None if model is None else model.predict(x, dtype=np.float64, progress=progress)
     if f_full is not None:
         gaps["largest_gap"] = float(np.max(np.linalg.norm(f_small - f_full, axis=1)))

@@ -2,12 +2,89 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxdistill.evaluate.scores import accuracy, agreement, read_test_targets, squared_error
+
+
+
+@dataclass(frozen=True)
+class SetCertificate:
+    """What came back when ridge regression was trained on a distilled set: what every certificate says.
+
+    Fields without suffix are of a retraining in float64 from the inputs as they are stored; those
+    with ``_float32`` of one wholly in float32, features or kernel included.
+
+    Args:
+        relative_weight_error: ``|B_s - B| / |B|`` (Frobenius); of a kernel ``|f_s - f|_H / |f|_H``.
+        relative_weight_error_float32: The same in float32.
+        cosine: Cosine of the angle between B_s and B, or f_s and f.
+        tolerance: Largest relative error that rounding explains.
+        condition: Condition number of the distilled features, or of ``K_ss``.
+        exact: Whether the full model came back, as far as rounding tells.
+        size: m.
+        rank: Numerical rank of B, or of the coefficients of f.
+        stored: Type of the stored inputs.
+        intercept_error: ``|b_s - b|``, relative to the sizes of what b is the difference of,
+            ``|mean(Ys)| + |mean(Phis)| |B|`` or of the kernel's predictions; None of models without an
+            intercept.
+        agreement: Share of test inputs on which the two models name the same class; None for real values.
+        agreement_float32: The same for the model retrained in float32.
+        accuracy_full: Test accuracy of the full model, in [0, 1].
+        accuracy_distilled: Test accuracy of the retrained model.
+        accuracy_distilled_float32: Test accuracy of the model retrained in float32.
+        prediction_error: Root mean square difference of the predictions, relative to the full model's.
+        squared_error_full: Mean squared error of the full model on the test targets.
+        squared_error_distilled: Mean squared error of the retrained model.
+        num_test: Number of test examples; 0 where none were given, and all of the above from ``agreement``
+            on are None.
+        residual_full: Residual of the full model in its own normal equations, relative and the worst of all
+            features or outputs; None where it has no training data.
+        residual_tolerance: Largest such residual that rounding explains.
+        solved_full: Whether the full model is the ridge solution within rounding.
+        rank_full: Numerical rank of the features; None of a kernel, which has none.
+        dropped_full: Largest share of its squared norm that a feature lost to that rank.
+        digest: Fingerprint of the set that was certified.
+
+    Example:
+        >>> SetCertificate.__dataclass_fields__["exact"].type
+        'bool'
+    """
+
+    relative_weight_error: float
+    relative_weight_error_float32: float
+    cosine: float
+    tolerance: float
+    condition: float
+    exact: bool
+    size: int
+    rank: int
+    stored: str
+    intercept_error: float | None
+    agreement: float | None
+    agreement_float32: float | None
+    accuracy_full: float | None
+    accuracy_distilled: float | None
+    accuracy_distilled_float32: float | None
+    prediction_error: float | None
+    squared_error_full: float | None
+    squared_error_distilled: float | None
+    num_test: int
+    residual_full: float | None
+    residual_tolerance: float | None
+    solved_full: bool | None
+    rank_full: int | None
+    dropped_full: float | None
+    digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, in types that JSON keeps."""
+        return asdict(self)
+
 
 _FIELDS = (
     *("agreement", "agreement_float32", "accuracy_full", "accuracy_distilled", "accuracy_distilled_float32"),

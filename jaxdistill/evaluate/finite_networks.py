@@ -121,7 +121,7 @@ def evaluate_set(
         image_shape = small.preprocess.shape
     rows = np.asarray(small.y)
     if labels == "soft" or (labels == "hard" and small.recipe.get("labels") != "hard"):
-        rows = predict(small.features, small.weights, small.x)
+        rows = predict(small.features, small.weights, small.x, intercept=small.intercept)
     if labels == "hard":
         rows = np.eye(rows.shape[1])[rows.argmax(axis=1)]
     return evaluate_images(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, final
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdistill.distill.exact import retrain
+from jaxdistill.distill.exact import retrain, retrain_with_intercept
 from jaxdistill.errors import InputError
 from jaxdistill.evaluate.scores import (
     accuracy,
@@ -103,7 +104,8 @@ def transfer(
     understands: ``Ys = f_s(Xs) + lam_s a``, where f_s is the model that the set trains to and a are its
     coefficients. Soft labels are ``f_s(Xs)`` alone. For closed-form sets of ten MNIST images per class, made
     for linear, network, Fourier, encoder, RBF and NTK models, they carried over better than the classes to
-    every other model; for sets of KIP they did not always (``experiments/kernel_transfer.py``).
+    every other model; for sets of KIP they did not always (``experiments/kernel_transfer.py``). Where the set's
+    model has an intercept, all of these have one.
 
     Args:
         small: Any distilled set.
@@ -158,7 +160,8 @@ def transfer(
     real = is_real(small.recipe)
     y = None if y_test is None else read_test_targets(y_test, len(x), small.y.shape[1], real=real)
     source = small.kernel if isinstance(small, KernelSet) else small.features
-    own = _train(source, small.x, small.y, small.lam, progress)
+    level = small.intercept is not None
+    own = _train(source, small.x, small.y, small.lam, level, progress)
     rows = _rows(small, labels, own(small.x.astype(np.float64)))
     scale = float(np.mean(in_float64(jax.jit(type(kernel).diagonal), kernel, small.x)))
     if lam is None:
@@ -166,12 +169,12 @@ def transfer(
     elif lam == "auto":
         m = len(small.x)
         found = choose_penalty(
-            kernel, small.x, rows, "leave-one-out", _RELATIVE * scale, None, progress, most=m
+            kernel, small.x, rows, "leave-one-out", _RELATIVE * scale, None, progress, most=m, intercept=level
         )
         lam, chosen_by = found.lam, found.method
     else:
         lam, chosen_by = check_penalty("lam", lam), "given"
-    outputs, others = _train(features, small.x, rows, lam, progress)(x), own(x)
+    outputs, others = _train(features, small.x, rows, lam, level, progress)(x), own(x)
     return TransferScores(
         features=features.kind,
         made_for=source.kind,
@@ -189,18 +192,24 @@ def transfer(
     )
 
 
-def _train(source: Any, x: np.ndarray, rows: np.ndarray, lam: float, progress: bool) -> Callable[..., Any]:
+def _train(
+    source: Any, x: np.ndarray, rows: np.ndarray, lam: float, intercept: bool, progress: bool
+) -> Callable[..., Any]:
     """Ridge regression on features or a kernel: a function from inputs to predictions."""
     if isinstance(source, AbstractFeatureMap):
-        weights = in_float64(_retrain, source, x, rows, lam)
-        return lambda inputs: predict(source, weights, inputs, progress=progress)
-    model = fit_kernel_ridge(source, x, rows, lam=lam, solver="cholesky")
+        weights, level = in_float64(_retrain, source, x, rows, lam, intercept)
+        return lambda inputs: predict(source, weights, inputs, intercept=level, progress=progress)
+    model = fit_kernel_ridge(source, x, rows, lam=lam, intercept=intercept, solver="cholesky")
     return lambda inputs: model.predict(inputs, dtype=np.float64, progress=progress)
 
 
-@jax.jit
-def _retrain(features: AbstractFeatureMap, x: Array, rows: Array, lam: Array) -> Array:
-    return retrain(features(x), rows, lam)
+@partial(jax.jit, static_argnums=4)
+def _retrain(
+    features: AbstractFeatureMap, x: Array, rows: Array, lam: Array, intercept: bool
+) -> tuple[Array, Array | None]:
+    if intercept:
+        return retrain_with_intercept(features(x), rows, lam)
+    return retrain(features(x), rows, lam), None
 
 
 def _rows(small: DistilledSet | KernelSet, labels: str, soft: np.ndarray) -> Float[np.ndarray, "m k"]:

@@ -28,16 +28,32 @@ class Quadratic(NamedTuple):
         gram: G / n, shape (p, p).
         cross: C / n, shape (p, k).
         trace: tr(T) / n, a scalar.
+        means: Mean feature (p,) and mean target (k,) of a model with an intercept, whose moments are about
+            them; None of one without.
     """
 
     gram: Float[Array, "p p"]
     cross: Float[Array, "p k"]
     trace: Float[Array, ""]
+    means: tuple[Float[Array, " p"], Float[Array, " k"]] | None = None
 
-    def loss(self, weights: Float[Array, "p k"]) -> Float[Array, ""]:
-        """Half the mean squared error of ``phi(x) h``; O(p^2 k), whatever n is."""
+    def loss(
+        self, weights: Float[Array, "p k"], intercept: Float[Array, " k"] | None = None
+    ) -> Float[Array, ""]:
+        """Half the mean squared error of ``phi(x) h``; O(p^2 k), whatever n is.
+
+        With an intercept b that of ``phi(x) h + b``; of moments with means, and no b, that with the best one.
+        """
         change = matmul(self.gram, weights) - 2 * self.cross
-        return (self.trace + jnp.sum(weights * change)) / 2
+        about = (self.trace + jnp.sum(weights * change)) / 2
+        if self.means is None or intercept is None:
+            return about
+        return about + jnp.sum((self.best_intercept(weights) - intercept) ** 2) / 2
+
+    def best_intercept(self, weights: Float[Array, "p k"]) -> Float[Array, " k"]:
+        """``mean(Y) - mean(Phi) h``, of moments with means."""
+        assert self.means is not None
+        return self.means[1] - matmul(self.means[0], weights)
 
 
 def squared_loss(prediction: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, ""]:

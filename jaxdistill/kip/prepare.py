@@ -68,6 +68,7 @@ def prepare(
     phi = phi if isinstance(phi, AbstractFeatureMap) else None
     examples = ArraySource.of(x, y, num_inputs=phi.num_inputs if phi else None, num_features=_width(phi))
     key_split, key_order = jax.random.split(key)
+    level = isinstance(model, (RidgeModel, KernelModel)) and model.has_intercept
     identity = {
         "data": digest(*examples.arrays()),
         "model": _name(model),
@@ -115,6 +116,7 @@ def prepare(
         ridge=config.ridge,
         embedded=embedded,
         augment=config.augment,
+        intercept=level,
     )
     held_rows = None
     if held is not None:
@@ -153,8 +155,13 @@ def _quadratic(
 ) -> Quadratic:
     """Moments divided by n: those of the model where it was trained on these targets, or one pass."""
     moments = model.moments if isinstance(model, RidgeModel) else None
-    if moments is None or not _same_targets(moments, train.arrays()[1]):
-        moments = accumulate_moments(phi, train, dtype=np.dtype(config.dtype), progress=progress)
+    level = isinstance(model, RidgeModel) and model.has_intercept
+    if moments is None or not _same_targets(moments, train.arrays()[1], level):
+        precision = np.dtype(config.dtype)
+        moments = accumulate_moments(phi, train, dtype=precision, shifted=level, progress=progress)
+        if level:
+            moments = moments.centred()
+    means = (moments.feature_shift, moments.target_shift) if level else None
     gram, n = moments.gram / moments.count, moments.count
     if config.targets == "data":
         parts = gram, moments.cross / n, np.trace(moments.target_gram) / n
@@ -164,11 +171,15 @@ def _quadratic(
         weights = trained.weights
         cross = gram @ weights
         parts = gram, cross, np.sum(weights * cross)
-    return Quadratic(*(jax.numpy.asarray(part) for part in parts))
+        if means is not None:  # of the model's outputs on the data
+            means = means[0], means[0] @ weights + trained.intercept
+    return jax.tree.map(jax.numpy.asarray, Quadratic(*parts, means))
 
 
-def _same_targets(moments: Moments, y: np.ndarray) -> bool:
+def _same_targets(moments: Moments, y: np.ndarray, level: bool) -> bool:
     own = y.astype(np.float64)
+    if level:
+        own = own - own.mean(axis=0)
     same = np.allclose(own.T @ own, np.asarray(moments.target_gram), rtol=1e-12)
     return float(moments.count) == len(y) and bool(same)
 
@@ -223,11 +234,15 @@ def _check_augmentation(config: KipConfig, preprocess: AbstractPreprocess | None
 def _name(model: Model) -> str:
     """A fingerprint of features and weights; of a kernel, its name."""
     if isinstance(model, RidgeModel):
-        return f"ridge {_name(model.features)} {digest(model.weights)}"
+        return f"ridge {_name(model.features)} {digest(model.weights, *_level(model))}"
     if isinstance(model, KernelModel):
-        return f"ridge {_name(model.kernel)} {digest(model.alpha)}"
+        return f"ridge {_name(model.kernel)} {digest(model.alpha, *_level(model))}"
     if isinstance(model, AbstractKernel) and not isinstance(model, NeuralTangentsKernel):
         return f"{parts_of(model)} {digest(*model.arrays().values())}"
     if isinstance(model, AbstractFeatureMap):
         return f"{model.kind} {model.settings()} {digest(*model.arrays().values())}"
     return re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+
+
+def _level(model: RidgeModel | KernelModel) -> tuple[np.ndarray, ...]:
+    return () if model.intercept is None else (model.intercept,)

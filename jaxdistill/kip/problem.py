@@ -23,6 +23,7 @@ from jaxdistill.kip.objective import (
     trace_penalty,
 )
 from jaxdistill.kip.targets import TargetRows
+from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.linalg import matmul
 
 Kernel = Callable[[Array, Array], Array]
@@ -43,6 +44,18 @@ class Context(NamedTuple):
     preprocess: AbstractPreprocess | None
 
 
+class Predictor(NamedTuple):
+    """``f(x) = k(x, Xs) a + b``.
+
+    Args:
+        coefficients: a, shape (m, k); of sum zero with an intercept.
+        intercept: b, shape (k,), or None.
+    """
+
+    coefficients: Float[Array, "m k"]
+    intercept: Float[Array, " k"] | None
+
+
 @dataclass(frozen=True)
 class Problem:
     """Loss, coefficients and predictions of a set, as pure functions.
@@ -54,6 +67,7 @@ class Problem:
         ridge: Relative ridge of solved labels.
         embedded: Whether target rows are features already.
         augment: Random changes of the targets, or None.
+        intercept: Whether the predictor has an intercept; its coefficients then sum to zero.
     """
 
     kernel: Kernel | None
@@ -62,6 +76,7 @@ class Problem:
     ridge: float
     embedded: bool
     augment: Augmentation | None
+    intercept: bool = False
 
     def loss(self, params: Params, labels: Array, context: Context, key: Array) -> Float[Array, ""]:
         """Loss on the targets of one step; labels are those of ``params`` where these hold any."""
@@ -72,29 +87,33 @@ class Problem:
         assert context.phi is not None
         features = _wide(context.phi(x))
         if self.solved:
-            return moments_loss(features, context.source, self.ridge)
-        a = ridge_coefficients(matmul(features, features.T), _wide(labels), self.reg)
-        return context.source.loss(matmul(features.T, a))
+            return moments_loss(self._seen(features), context.source, self.ridge)
+        a, level = self._given(matmul(features, features.T), labels)
+        return context.source.loss(matmul(features.T, a), level)
 
-    def coefficients(self, params: Params, labels: Array, context: Context) -> Float[Array, "m k"]:
-        """Coefficients a of the predictor, on all targets where labels are solved; float64."""
+    def coefficients(self, params: Params, labels: Array, context: Context) -> Predictor:
+        """The predictor, on all targets where labels are solved; float64."""
         x, labels = params["x"], params.get("y", labels)
         if not self.solved:
-            return ridge_coefficients(self.gram(x, context), _wide(labels), self.reg)
+            return self._given(self.gram(x, context), labels)
         source = context.source
         if isinstance(source, Quadratic):
             assert context.phi is not None
-            return solved_from_moments(_wide(context.phi(x)), source, self.ridge)
+            features = _wide(context.phi(x))
+            a = self._rows_of(solved_from_moments(self._seen(features), source, self.ridge))
+            return Predictor(a, source.best_intercept(matmul(features.T, a)) if self.intercept else None)
         support = x.astype(source.rows.dtype)
 
-        def add(rows: Array, values: Array, weight: Array) -> tuple[Array, Array]:
+        def add(rows: Array, values: Array, weight: Array) -> tuple[Array, ...]:
             k_ts = _wide(self._cross(rows, support, context)) * weight[:, None]
-            return matmul(k_ts.T, k_ts), matmul(k_ts.T, _wide(values))
+            y = _wide(values)
+            sums = (matmul(k_ts.T, weight), matmul(weight, y), jnp.sum(weight)) if self.intercept else ()
+            return matmul(k_ts.T, k_ts), matmul(k_ts.T, y), *sums
 
         m, k = x.shape[0], source.values.shape[1]
-        zeros = jnp.zeros((m, m), jnp.float64), jnp.zeros((m, k), jnp.float64)
-        system, right = source.fold(add, zeros)
-        return solved_coefficients(system, right, self.ridge)
+        shapes = ((m, m), (m, k), *(((m,), (k,), ()) if self.intercept else ()))
+        sums = source.fold(add, tuple(jnp.zeros(shape, jnp.float64) for shape in shapes))
+        return self._from_sums(*sums)
 
     def gram(self, x: Float[Array, "m d"], context: Context) -> Float[Array, "m m"]:
         """K_ss in float64."""
@@ -106,42 +125,82 @@ class Problem:
         wide = _wide(x)
         return self.kernel(wide, wide)
 
-    def predict(self, params: Params, a: Array, context: Context, rows: Array) -> Float[Array, "t k"]:
+    def predict(self, params: Params, found: Predictor, context: Context, rows: Array) -> Float[Array, "t k"]:
         """Predictions for rows of the kind that the targets are."""
         k_ts = self._cross(rows, params["x"].astype(rows.dtype), context)
-        return matmul(_wide(k_ts), a)
+        outputs = matmul(_wide(k_ts), found.coefficients)
+        return outputs if found.intercept is None else outputs + found.intercept
 
     def finish(self, params: Params, labels: Array, context: Context) -> tuple[Array, Array]:
         """Labels and penalty that train to the predictor, for inputs in float64."""
         k_ss = self.gram(params["x"], context)
-        lam = trace_penalty(k_ss, self.reg)
+        lam = trace_penalty(contrasts_of_gram(k_ss) if self.intercept else k_ss, self.reg)
         if not self.solved:
             return _wide(params.get("y", labels)), lam
-        a = self.coefficients(params, labels, context)
-        return matmul(k_ss, a) + lam * a, lam
+        a, level = self.coefficients(params, labels, context)
+        y = matmul(k_ss, a) + lam * a
+        return y if level is None else y + level, lam
+
+    def _seen(self, rows: Array) -> Array:
+        """Features, labels or columns of a kernel as the algebra sees them."""
+        return contrasts(rows) if self.intercept else rows
+
+    def _rows_of(self, coefficients: Array) -> Array:
+        """A row an example, from what the algebra found."""
+        return from_contrasts(coefficients) if self.intercept else coefficients
+
+    def _given(self, k_ss: Array, labels: Array) -> Predictor:
+        """The predictor of given labels."""
+        labels = _wide(labels)
+        if not self.intercept:
+            return Predictor(ridge_coefficients(k_ss, labels, self.reg), None)
+        a = from_contrasts(ridge_coefficients(contrasts_of_gram(k_ss), contrasts(labels), self.reg))
+        return Predictor(a, jnp.mean(labels, axis=0) - matmul(jnp.mean(k_ss, axis=0), a))
+
+    def _from_sums(
+        self,
+        system: Array,
+        right: Array,
+        columns: Array | None = None,
+        targets: Array | None = None,
+        count: Array | None = None,
+    ) -> Predictor:
+        """The predictor of the best labels, from sums over targets, those of means with an intercept."""
+        if columns is None or targets is None or count is None:
+            return Predictor(solved_coefficients(system, right, self.ridge), None)
+        middle, level = columns / count, targets / count
+        system = contrasts_of_gram(system - columns[:, None] * middle)
+        right = contrasts(right - columns[:, None] * level)
+        a = from_contrasts(solved_coefficients(system, right, self.ridge))
+        return Predictor(a, level - matmul(middle, a))
 
     def _loss_on_rows(self, x: Array, labels: Array, context: Context, rows: Array, y: Array) -> Array:
         if context.phi is None:
             k_ts = self._cross(rows, x, context)
-            a = self._row_coefficients(k_ts, x, labels, y, context)
-            return squared_loss(matmul(k_ts, a.astype(k_ts.dtype)), y)
+            a, level = self._row_coefficients(k_ts, x, labels, y, context)
+            return squared_loss(_outputs(k_ts, a, level), y)
         # phi(x) (Phis^T a) costs k columns where (phi(x) Phis^T) a costs m, forward and backward.
         features, targets = context.phi(x), self._embed(rows, context)
         if self.solved:
             k_ts = matmul(targets, jax.lax.stop_gradient(features).T)
-            a = self._row_coefficients(k_ts, x, labels, y, context)
+            a, level = self._row_coefficients(k_ts, x, labels, y, context)
         else:
             wide = _wide(features)
-            a = ridge_coefficients(matmul(wide, wide.T), _wide(labels), self.reg)
-        weights = matmul(_wide(features).T, a)
-        return squared_loss(matmul(targets, weights.astype(targets.dtype)), y)
+            a, level = self._given(matmul(wide, wide.T), labels)
+        return squared_loss(_outputs(targets, matmul(_wide(features).T, a), level), y)
 
-    def _row_coefficients(self, k_ts: Array, x: Array, labels: Array, y: Array, context: Context) -> Array:
+    def _row_coefficients(
+        self, k_ts: Array, x: Array, labels: Array, y: Array, context: Context
+    ) -> Predictor:
         if not self.solved:
-            return ridge_coefficients(self.gram(x, context), _wide(labels), self.reg)
+            return self._given(self.gram(x, context), labels)
         # Envelope theorem: the best labels are held fixed, and the gradient is exact.
-        wide = _wide(jax.lax.stop_gradient(k_ts))
-        return solved_coefficients(matmul(wide.T, wide), matmul(wide.T, _wide(y)), self.ridge)
+        wide, values = _wide(jax.lax.stop_gradient(k_ts)), _wide(y)
+        sums = matmul(wide.T, wide), matmul(wide.T, values)
+        if self.intercept:
+            count = jnp.asarray(len(y), wide.dtype)
+            sums = (*sums, jnp.sum(wide, axis=0), jnp.sum(values, axis=0), count)
+        return self._from_sums(*sums)
 
     def _cross(self, rows: Array, x: Array, context: Context) -> Array:
         if context.phi is not None:
@@ -163,6 +222,12 @@ class Problem:
         assert context.preprocess is not None
         images = context.preprocess.inverse(rows)
         return context.preprocess.forward(self.augment(images, key_augment)), values
+
+
+def _outputs(rows: Array, weights: Array, level: Array | None) -> Array:
+    """Predictions in the precision of the rows."""
+    outputs = matmul(rows, weights.astype(rows.dtype))
+    return outputs if level is None else outputs + level.astype(rows.dtype)
 
 
 def _wide(array: Any) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -12,13 +13,14 @@ from jaxdistill.kernels import AbstractKernel, FeatureKernel
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.objective import ridge_coefficients, trace_penalty
 from jaxdistill.kip.problem import Params
+from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.sets.artifact import AbstractSet, DistilledSet
 from jaxdistill.sets.kernel_set import KernelSet
 
 
 def starting_points(
-    config: KipConfig, x: np.ndarray, y: np.ndarray, classes: bool, keys: list[Array]
+    config: KipConfig, x: np.ndarray, y: np.ndarray, classes: bool, keys: list[Array], intercept: bool
 ) -> tuple[Params, np.ndarray]:
     """What is trained, and labels for each run.
 
@@ -28,6 +30,7 @@ def starting_points(
         y: Training targets, shape (n, k).
         classes: Whether these are classes.
         keys: One random key a run.
+        intercept: Whether the predictor has an intercept.
 
     Returns:
         Parameters ``x`` (s, m, d), and ``y`` (s, m, k) where labels are learned; labels (s, m, k) where they
@@ -41,6 +44,12 @@ def starting_points(
     inputs, labels = [], []
     for key in keys:
         if isinstance(config.start, AbstractSet):
+            if (config.start.intercept is not None) != intercept:
+                told = ("no intercept", "one") if intercept else ("an intercept", "none")
+                raise InputError(
+                    f"the set to start from was made for {told[0]}, and the model has {told[1]}; make it for "
+                    "this model"
+                )
             one_x, one_y = _from_set(config, config.start, size, x.shape[1], y.shape[1])
         else:
             rows = balanced_rows(y, size, classes, key)
@@ -83,9 +92,13 @@ def _from_set(
     @jax.jit
     def relabel(kernel: AbstractKernel, x: Array, y: Array, lam: Array) -> Array:
         k_ss = kernel.matrix(x, x)
+        level = 0.0
+        if start.intercept is not None:  # the mean of the labels stays: it is not penalised
+            k_ss, y, level = contrasts_of_gram(k_ss), contrasts(y), jnp.mean(y, axis=0)
         relative = lam / trace_penalty(k_ss, 1.0)
         a = ridge_coefficients(k_ss, y, relative)
-        return matmul(k_ss, a) + trace_penalty(k_ss, config.penalty) * a
+        rows = matmul(k_ss, a) + trace_penalty(k_ss, config.penalty) * a
+        return rows if start.intercept is None else from_contrasts(rows) + level
 
     if isinstance(start, KernelSet):
         kernel = start.kernel

@@ -55,7 +55,8 @@ def train(
 
     Minimises ``1/2n |k(X, Xs) (K_ss + reg tr(K_ss)/m I)^-1 Ys - Y|^2`` over Xs, on all targets or on
     class-balanced batches, with labels fixed, learned or solved. With finitely many features and all
-    targets it runs on their moments, exactly, at a cost per step that does not depend on n.
+    targets it runs on their moments, exactly, at a cost per step that does not depend on n. For a model with an
+    intercept the set's ridge regression has one too.
 
     Args:
         model: A ridge model, whose features are used and whose weights the set is compared with; or a
@@ -108,7 +109,8 @@ def train(
         prepared = prepare(model, x, y, config, validation, preprocess, key_data, progress)
         if config.labels == "solved" and config.ridge == 0 and prepared.context.phi is not None:
             _check_solvable(config, prepared)
-        points = starting_points(config, prepared.x, prepared.y, prepared.classes, start_keys)
+        level = prepared.problem.intercept
+        points = starting_points(config, prepared.x, prepared.y, prepared.classes, start_keys, level)
         run = _Run(prepared, config, points, step_keys)
         identity = config.describe() | prepared.identity | {"key": np.asarray(key).tolist()}
         saving = nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
@@ -231,8 +233,8 @@ class _Run:
         rows, y = self.prepared.held_out
         for number in range(self.config.seeds):
             params, labels = self.seed(device["params"], number)
-            a = coefficients(self.problem, params, labels, self.context)
-            f = np.asarray(predict(self.problem, params, a, self.context, rows))
+            found = coefficients(self.problem, params, labels, self.context)
+            f = np.asarray(predict(self.problem, params, found, self.context, rows))
             host["validation_loss"][at, number] = np.sum((f - y) ** 2) / (2 * len(y))
             if self.prepared.classes and y.shape[1] > 1:
                 host["accuracy"][at, number] = np.mean(f.argmax(axis=1) == y.argmax(axis=1))
@@ -343,12 +345,22 @@ def _result(
 def _feature_set(
     model: Any, x: np.ndarray, y: np.ndarray, lam: float, recipe: dict[str, Any]
 ) -> DistilledSet:
-    weights = np.asarray(model.weights, np.float64)
-    return DistilledSet(x=x, y=y, lam=lam, features=model.features, weights=weights, recipe=recipe)
+    return DistilledSet(
+        x=x,
+        y=y,
+        lam=lam,
+        features=model.features,
+        weights=np.asarray(model.weights, np.float64),
+        intercept=model.intercept,
+        feature_scales=model.feature_scales,
+        recipe=recipe,
+    )
 
 
 def _kernel_set(model: Any, x: np.ndarray, y: np.ndarray, lam: float, recipe: dict[str, Any]) -> KernelSet:
     values = model.predict(x, dtype=np.float64)
+    if model.intercept is not None:
+        values = values - model.intercept
     return KernelSet(
         x=x,
         y=y,
@@ -357,5 +369,6 @@ def _kernel_set(model: Any, x: np.ndarray, y: np.ndarray, lam: float, recipe: di
         values=values,
         squared_norm=model.squared_norm,
         resolution=model.resolution,
+        intercept=model.intercept,
         recipe=recipe,
     )

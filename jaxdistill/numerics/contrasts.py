@@ -71,5 +71,25 @@ def from_contrasts(coordinates: Float[Array, "n q"]) -> Float[Array, "n+1 q"]:
     return jnp.concatenate([-total[None] / math.sqrt(m), coordinates - total / _pivot(m)])
 
 
+def contrasts_of_gram(gram: Float[Array, "m m"]) -> Float[Array, "m-1 m-1"]:
+    """The Gram matrix ``H^T K H`` of contrasts, from that of the rows.
+
+    Args:
+        gram: K, shape (m, m), symmetric.
+
+    Returns:
+        Shape (m - 1, m - 1), symmetric.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> a = jnp.array([[1.0], [2.0], [6.0]])
+        >>> c = contrasts(a)
+        >>> bool(jnp.allclose(contrasts_of_gram(a @ a.T), c @ c.T, atol=1e-5))
+        True
+    """
+    inner = contrasts(contrasts(gram).T)
+    return (inner + inner.T) / 2
+
+
 def _pivot(size: int) -> float:
     return size + math.sqrt(size)

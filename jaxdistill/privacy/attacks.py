@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, final
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.distill.exact import retrain
+from jaxdistill.distill.exact import retrain, retrain_with_intercept
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import in_float64
@@ -110,17 +111,20 @@ def attack_set(
         )
     phi, k = small.features, small.y.shape[1]
     sources = [_examples(small, pair, name) for name, pair in (("members", members), ("others", others))]
-    weights = in_float64(_train, phi, small.x, small.y, small.lam)
-    outputs = [predict(phi, weights, source.x, progress=progress) for source in sources]
+    level = small.intercept is not None
+    weights, intercept = in_float64(_train, phi, small.x, small.y, small.lam, level)
+    outputs = [predict(phi, weights, source.x, intercept=intercept, progress=progress) for source in sources]
     losses = [loss_scores(found, source.y) for found, source in zip(outputs, sources, strict=True)]
     ratio = None
     if shadows:
         # Predictions by the unit matrix are the features, in batches.
         features = predict(phi, np.eye(phi.num_features), np.concatenate([one.x for one in sources]))
+        told = [features, np.concatenate([one.y for one in sources]), np.concatenate(outputs)]
+        if level:  # ridge about the means of all candidates is ridge with an intercept, but for their spread
+            middle = told[1].mean(axis=0)
+            told = [features - features.mean(axis=0), told[1] - middle, told[2] - middle]
         scores = likelihood_ratios(
-            features,
-            np.concatenate([one.y for one in sources]),
-            np.concatenate(outputs),
+            *told,
             lam=float(small.recipe["lam"]),
             num_train=len(sources[0].x),
             shadows=shadows,
@@ -152,9 +156,13 @@ def _examples(small: DistilledSet, pair: tuple[Any, Any], name: str) -> ArraySou
     return found
 
 
-@jax.jit
-def _train(features: AbstractFeatureMap, x: Array, y: Array, lam: Array) -> Array:
-    return retrain(features(x), y, lam)
+@partial(jax.jit, static_argnums=4)
+def _train(
+    features: AbstractFeatureMap, x: Array, y: Array, lam: Array, intercept: bool
+) -> tuple[Array, Array | None]:
+    if intercept:
+        return retrain_with_intercept(features(x), y, lam)
+    return retrain(features(x), y, lam), None
 
 
 def _reconstruct(small: DistilledSet, members: np.ndarray, others: np.ndarray) -> Reconstruction:

@@ -180,6 +180,10 @@ def distill_published(
         raise AssumptionError(
             f"Theorem 6.2 is for linear models, and the features are {model.features.kind}; use Linear"
         )
+    if model.has_intercept:
+        raise AssumptionError(
+            "Theorem 6.2 is for models without an intercept; fit the model with intercept=False"
+        )
     moments, lam = model.moments_for("Theorem 6.2"), model.lam
     assert lam is not None  # a model of data has a penalty
     labels = secure_normal(size, model.weights.shape[1])

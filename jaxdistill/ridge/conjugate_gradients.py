@@ -24,7 +24,7 @@ class Solution:
     Args:
         alpha: Solution, shape (n, k).
         product: ``K alpha``, shape (n, k).
-        residual: ``|Y - (K + lam I) alpha| / |Y|``, of the worst column, from one more product at the end.
+        residual: ``|Y - (K + lam I) alpha| / |Y|``, both minus their means with an intercept, of the worst column, from one more product at the end.
         steps: Products with K, that one included.
     """
 
@@ -78,17 +78,22 @@ def conjugate_gradients(
     lam: float,
     precondition: Preconditioner | None,
     *,
+    intercept: bool = False,
     tolerance: float,
     max_steps: int,
     progress: bool = False,
 ) -> Solution:
     """Solve ``(K + lam I) alpha = Y`` for all columns at once, with one product with K a step.
 
+    With an intercept ``P (K + lam I) alpha = P Y`` for alpha of sum zero, ``P = I - 1 1^T / n``: nothing leaves
+    the subspace where it begins.
+
     Args:
         kernel: K as an operator, shape (n, n).
         y: Right sides, shape (n, k).
         lam: Penalty.
-        precondition: An approximate inverse, or None.
+        precondition: An approximate inverse, or None; with an intercept, one that keeps sums zero.
+        intercept: Whether the model has an intercept.
         tolerance: Residual to reach, relative to Y, in every column.
         max_steps: Most products with K.
         progress: Whether to show a bar.
@@ -102,6 +107,8 @@ def conjugate_gradients(
 
     Source: Hestenes and Stiefel 1952; the preconditioner, Diaz, Epperly, Frangella, Tropp and Webber 2023.
     """
+    project = _centred if intercept else np.asarray
+    y = project(y)
     size = np.linalg.norm(y, axis=0)
     size = np.where(size > 0, size, 1.0)
     apply = (lambda v: v) if precondition is None else precondition.apply
@@ -111,7 +118,7 @@ def conjugate_gradients(
     steps, error = 0, 1.0
     with tqdm(total=max_steps, desc="conjugate gradients", disable=not progress, leave=False) as bar:
         while error > tolerance and steps < max_steps - 1:
-            image = kernel.matmul(direction) + lam * direction
+            image = project(kernel.matmul(direction)) + lam * direction
             curvature = np.sum(direction * image, axis=0)
             squares = np.sum(direction**2, axis=0)
             active = squares > 0
@@ -134,7 +141,7 @@ def conjugate_gradients(
             bar.update()
             bar.set_postfix(residual=f"{error:.1e}")
         product = kernel.matmul(alpha)
-    true = float(np.max(np.linalg.norm(y - product - lam * alpha, axis=0) / size))
+    true = float(np.max(np.linalg.norm(y - project(product) - lam * alpha, axis=0) / size))
     # In exact arithmetic both are equal; a true residual above this is rounding of the tiles.
     if not true <= 10 * tolerance:
         raise KernelError(
@@ -143,6 +150,10 @@ def conjugate_gradients(
             "dtype='float64'"
         )
     return Solution(alpha, product, true, steps + 1)
+
+
+def _centred(rows: np.ndarray) -> np.ndarray:
+    return rows - rows.mean(axis=0)
 
 
 def not_positive(kernel: Any, lam: float) -> KernelError:

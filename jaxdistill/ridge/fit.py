@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
@@ -40,11 +39,12 @@ def fit_ridge(
     lam: float | Literal["auto"] = "auto",
     validation: Validation = "leave-one-out",
     lams: Any = LAMS,
+    intercept: bool = False,
     dtype: Any = None,
     key: Array | None = None,
     progress: bool = False,
 ) -> RidgeModel:
-    """Train ``f(x) = phi(x) B`` by kernel ridge regression.
+    """Train ``f(x) = phi(x) B``, or ``phi(x) B + b``, by kernel ridge regression.
 
     ``B = (Phi^T Phi + lam I)^-1 Phi^T Y``, from one pass over the data and one factorisation: of the
     p x p matrix where n >= p, of the n x n matrix where n < p. At lam = 0 it is the solution of least
@@ -53,6 +53,9 @@ def fit_ridge(
     Where columns of features differ so much in size that the Gram matrix would lose the small ones, or the
     weights do not solve their normal equations (``model.residual``), the factorisation is one of the features
     themselves, in float64 and free of their units.
+
+    With an intercept b, which no penalty holds down, all of this is of features and targets minus their means,
+    and ``b = mean(Y) - mean(Phi) B``.
 
     Args:
         features: Feature map phi, d -> p.
@@ -64,6 +67,8 @@ def fit_ridge(
             examples to hold out, drawn with ``key``; or data held out as ``(x, y)``. After the
             choice, a fraction that was held out is trained on too.
         lams: Candidates; default 24 half-decades from 1e-6 to 10^5.5.
+        intercept: Whether the model has an intercept. Without one, targets away from zero are met only as far
+            as the features hold a constant.
         dtype: Precision of features and of the product Phi^T Phi; sums and factorisations are always
             float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x.
         key: Random key, needed only for a fraction that is held out.
@@ -89,18 +94,23 @@ def fit_ridge(
         >>> model = fit_ridge(Linear(3), x, y, lam=0.0)
         >>> np.round(model.weights.ravel(), 4).tolist()
         [1.0, 2.0, 3.0]
+        >>> fit_ridge(Linear(3), x, y + 5, lam=0.0, intercept=True).intercept.round(4).tolist()
+        [5.0]
 
     Source: Saunders et al. 1998; leave-one-out in closed form, Allen 1974.
     """
     if key is not None:
         checked_key(key)
     source = ArraySource.of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+    if intercept and source.num_rows < 2:
+        raise InputError("one example fixes an intercept and no weights; give at least 2, or intercept=False")
     precision = _product_dtype(dtype, source, features.num_features, lam)
     if lam == "auto":
-        return _fit_auto(features, source, validation, _checked_lams(lams), precision, key, progress)
+        choice = validation, _checked_lams(lams)
+        return _fit_auto(features, source, *choice, intercept, precision, key, progress)
     lam = check_penalty("lam", lam)
-    moments, path = _factor(features, source, precision, progress)
-    return _model(features, lam, moments, path, None, source, precision)
+    moments, path = _factor(features, source, intercept, precision, progress)
+    return _model(features, lam, moments, path, None, source, intercept, precision)
 
 
 def check_penalty(name: str, value: Any) -> float:
@@ -137,7 +147,7 @@ def _product_dtype(dtype: Any, source: ArraySource, num_features: int, lam: Any)
 
 
 def _factor(
-    features: AbstractFeatureMap, source: ArraySource, dtype: np.dtype, progress: bool
+    features: AbstractFeatureMap, source: ArraySource, intercept: bool, dtype: np.dtype, progress: bool
 ) -> tuple[Moments, RidgePath | ScaledFactor]:
     """Moments, and the path by the smaller of the two Gram matrices, or by the features where it must be."""
     n, p = source.num_rows, features.num_features
@@ -148,21 +158,23 @@ def _factor(
         f"factorising a {side} x {side} Gram matrix of {p} features in float64",
         "use fewer features, fewer examples, or a machine with more memory",
     )
-    moments = accumulate_moments(features, source, dtype=dtype, progress=progress)
-    return moments, _path(features, moments, source, dtype)
+    moments = accumulate_moments(features, source, dtype=dtype, shifted=intercept, progress=progress)
+    if intercept:
+        moments = moments.centred()
+    return moments, _path(features, moments, source, intercept, dtype)
 
 
 def _path(
-    features: AbstractFeatureMap, moments: Moments, source: ArraySource, dtype: np.dtype
+    features: AbstractFeatureMap, moments: Moments, source: ArraySource, intercept: bool, dtype: np.dtype
 ) -> RidgePath | ScaledFactor:
     path = None
     if not badly_scaled(moments.gram):
         if moments.count >= features.num_features:
             path = in_float64(factor_primal, moments, dtype.name)
         else:
-            path = in_float64(factor_dual, features, *source.arrays())
+            path = in_float64(factor_dual, features, *source.arrays(), intercept)
     if path is None or badly_scaled(moments.gram, path.resolution):
-        return factor_scaled(features, source, moments.target_gram)
+        return factor_scaled(features, source, moments, intercept=intercept)
     return path
 
 
@@ -171,6 +183,7 @@ def _fit_auto(
     source: ArraySource,
     validation: Validation,
     lams: np.ndarray,
+    intercept: bool,
     dtype: np.dtype,
     key: Array | None,
     progress: bool,
@@ -183,7 +196,7 @@ def _fit_auto(
             raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
         train, held = source.hold_out(validation, key)
     method = "leave-one-out" if held is source else "validation"
-    moments, path = _factor(features, train, dtype, progress)
+    moments, path = _factor(features, train, intercept, dtype, progress)
     scaled = isinstance(path, ScaledFactor)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
     interpolates = method == "leave-one-out" and source.num_rows < features.num_features
@@ -193,24 +206,27 @@ def _fit_auto(
         features,
         held,
         lams,
+        centre=moments if intercept else None,
         classes=detect_targets(source.y) is not TargetKind.REAL,
         dtype=np.dtype(np.float64) if interpolates or scaled else dtype,
         progress=progress,
     )
     lam = selection.lam
     if train is source:
-        return _model(features, lam, moments, path, selection, source, dtype)
+        return _model(features, lam, moments, path, selection, source, intercept, dtype)
 
     # After the choice, the part that was held out is trained on too.
-    everything = jax.tree.map(np.add, moments, accumulate_moments(features, held, dtype=dtype))
+    everything = moments.merge(accumulate_moments(features, held, dtype=dtype, shifted=intercept))
+    if intercept:
+        everything = everything.centred()
     if not isinstance(path, ScaledFactor):
         definite = train.num_rows >= features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
             weights = in_float64(solve, everything, lam)
-            return _model(features, lam, everything, path, selection, source, dtype, weights)
+            return _model(features, lam, everything, path, selection, source, intercept, dtype, weights)
     # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
-    path = _path(features, everything, source, dtype)
-    return _model(features, lam, everything, path, selection, source, dtype)
+    path = _path(features, everything, source, intercept, dtype)
+    return _model(features, lam, everything, path, selection, source, intercept, dtype)
 
 
 def _model(
@@ -220,6 +236,7 @@ def _model(
     factor: RidgePath | ScaledFactor,
     selection: LamSelection | None,
     source: ArraySource,
+    intercept: bool,
     dtype: np.dtype,
     weights: np.ndarray | None = None,
 ) -> RidgeModel:
@@ -231,13 +248,15 @@ def _model(
         # Weights that are given come from a Cholesky factor, which drops nothing.
         path, dropped = factor, 0.0 if weights is not None else _dropped(factor, lam, moments.gram)
     found = in_float64(path_weights, path, lam) if weights is None else weights
-    if kind is TargetKind.CENTRED:
-        # Rows of Y sum to zero, so rows of B do; rounding must not hide that its rank is k - 1.
+    if kind is TargetKind.CENTRED or (intercept and kind is TargetKind.ONE_HOT):
+        # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide that
+        # its rank is k - 1.
         found = found - found.mean(axis=1, keepdims=True)
     check_finite("the ridge weights", found)
+    found = features.within_span(found)
     model = RidgeModel(
         features=features,
-        weights=features.within_span(found),
+        weights=found,
         lam=lam,
         moments=moments,
         rank=int(np.sum(path.eigenvalues > path.resolution)),
@@ -247,6 +266,7 @@ def _model(
         dropped=dropped,
         product_dtype=dtype.name,
         data_dtype=source.data_dtype.name,
+        intercept=moments.target_shift - moments.feature_shift @ found if intercept else None,
     )
     solution = model.solution
     assert solution is not None  # it has moments
@@ -256,8 +276,8 @@ def _model(
         if len(weak) or not solution.solved or solution.value > np.sqrt(np.finfo(dtype).eps):
             _warn(model, solution, weak)
     elif not (solution.solved and _resolved(path, lam, dtype)):
-        again = factor_scaled(features, source, moments.target_gram)
-        return _model(features, lam, moments, again, selection, source, dtype)
+        again = factor_scaled(features, source, moments, intercept=intercept)
+        return _model(features, lam, moments, again, selection, source, intercept, dtype)
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, final
 
 import jax
@@ -15,6 +16,7 @@ from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.pivoted import pivoted_cholesky
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
 from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import available_bytes, require_memory
@@ -37,13 +39,13 @@ _MOST_RANK = 1000
 @final
 @dataclass(frozen=True, eq=False)
 class KernelModel:
-    """A trained model ``f(x) = k(x, X) alpha``.
+    """A trained model ``f(x) = k(x, X) alpha``, or ``k(x, X) alpha + b``.
 
     Args:
         kernel: Kernel k.
         x: Training inputs X, shape (n, d).
-        alpha: Coefficients, shape (n, k), float64.
-        fitted: ``K alpha``, predictions for the training inputs, shape (n, k), float64.
+        alpha: Coefficients, shape (n, k), float64; with an intercept they sum to zero.
+        fitted: ``K alpha``, predictions for the training inputs without intercept, shape (n, k), float64.
         lam: Penalty it was trained with.
         selection: How lam was chosen, or None where it was given.
         target_kind: What the targets were.
@@ -53,6 +55,7 @@ class KernelModel:
             ``(16 + n) eps (1 + (tr(K) + lam) |alpha| / |Y|)``, at most sqrt(eps).
         steps: Products with K that the solve took; 0 for Cholesky.
         resolution: What rounding of the kernel may have changed in ``|f|^2``, relative to it.
+        intercept: b, shape (k,), float64; None of a model without.
 
     Example:
         >>> import numpy as np
@@ -75,6 +78,12 @@ class KernelModel:
     residual_tolerance: float
     steps: int
     resolution: float
+    intercept: Float[np.ndarray, " k"] | None = None
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether the model has an intercept."""
+        return self.intercept is not None
 
     @property
     def solution(self) -> ModelResidual:
@@ -84,7 +93,7 @@ class KernelModel:
 
     @property
     def squared_norm(self) -> float:
-        """``|f|_H^2 = tr(alpha^T K alpha)``, summed over outputs."""
+        """``|f|_H^2 = tr(alpha^T K alpha)``, summed over outputs; of f minus its intercept."""
         return float(np.sum(self.alpha * self.fitted))
 
     def predict(self, x: Any, *, dtype: Any = None, progress: bool = False) -> Float[np.ndarray, "t k"]:
@@ -100,7 +109,8 @@ class KernelModel:
         """
         x = check_inputs("x", x, self.x.shape[1])
         operator = TiledKernel.of(self.kernel, x, self.x, dtype=dtype or x.dtype, progress=progress)
-        return operator.matmul(self.alpha)
+        outputs = operator.matmul(self.alpha)
+        return outputs if self.intercept is None else outputs + self.intercept
 
 
 def fit_kernel_ridge(
@@ -111,6 +121,7 @@ def fit_kernel_ridge(
     lam: float | Literal["auto"] = "auto",
     validation: Validation = "leave-one-out",
     lams: Any = LAMS,
+    intercept: bool = False,
     solver: str = "auto",
     rank: int | None = None,
     tolerance: float = 1e-4,
@@ -121,6 +132,9 @@ def fit_kernel_ridge(
     progress: bool = False,
 ) -> KernelModel:
     """Train ``f(x) = k(x, X) alpha`` with ``alpha = (K + lam I)^-1 Y``.
+
+    With an intercept b, which no penalty holds down, ``f(x) = k(x, X) alpha + b`` with alpha of sum zero:
+    ``(K + lam I) alpha + 1 b^T = Y``.
 
     By Cholesky in float64 where the n x n matrix fits in memory; otherwise by conjugate gradients with a
     randomly pivoted Cholesky preconditioner and kernel tiles on the fly, whose memory is O(n (d + r)).
@@ -134,6 +148,7 @@ def fit_kernel_ridge(
             or data held out as ``(x, y)``. Above 4096 examples the choice is made on 4096 of them, drawn
             with ``key``, and ``selection.method`` says so.
         lams: Candidates; default half-decades from 1e-6 to 10^5.5.
+        intercept: Whether the model has an intercept.
         solver: "cholesky", "cg" or "auto".
         rank: Rank of the preconditioner; default a tenth of n, at most 1000.
         tolerance: Residual that conjugate gradients reach, relative to Y.
@@ -169,9 +184,11 @@ def fit_kernel_ridge(
         checked_key(key)
     x, y = _checked(x, y)
     n = len(x)
+    if intercept and n < 2:
+        raise InputError("one example fixes an intercept and nothing else; give at least 2")
     selection = None
     if lam == "auto":
-        selection = choose_penalty(kernel, x, y, validation, lams, key, progress)
+        selection = choose_penalty(kernel, x, y, validation, lams, key, progress, intercept=intercept)
         lam = selection.lam
     lam = check_penalty("lam", lam)
     size, budget = _COPIES * 8 * n * n, available_bytes() if memory is None else memory
@@ -181,7 +198,7 @@ def fit_kernel_ridge(
         require_memory(
             size, f"a Cholesky factor of {n} x {n} in float64", "use solver='cg' or fewer examples"
         )
-        alpha, fitted, residual = _by_cholesky(kernel, x, y, lam, progress)
+        alpha, fitted, residual = _by_cholesky(kernel, x, y, lam, intercept, progress)
         steps = 0
     else:
         if lam == 0:
@@ -196,11 +213,11 @@ def fit_kernel_ridge(
         spare = None if memory is None else max(memory - 24 * n * rank, 0)
         operator = TiledKernel.of(kernel, x, dtype=dtype, memory=spare, progress=progress)
         with jax.enable_x64(True):
-            preconditioner = Preconditioner.of(found.factor, lam)
+            factor = found.factor - found.factor.mean(axis=0) if intercept else found.factor
             del found
-            solution = conjugate_gradients(
-                operator, y, lam, preconditioner, tolerance=tolerance, max_steps=max_steps, progress=progress
-            )
+            preconditioner = Preconditioner.of(factor, lam)
+            limits = {"tolerance": tolerance, "max_steps": max_steps, "progress": progress}
+            solution = conjugate_gradients(operator, y, lam, preconditioner, intercept=intercept, **limits)
         alpha, fitted = solution.alpha, solution.product
         residual, steps = solution.residual, solution.steps
     precision = np.float64 if steps == 0 else dtype or x.dtype
@@ -218,6 +235,7 @@ def fit_kernel_ridge(
         residual_tolerance=_residual_tolerance(y, alpha, trace + lam, precision),
         steps=steps,
         resolution=_resolution(trace, alpha, fitted, precision),
+        intercept=np.mean(y - fitted, axis=0) if intercept else None,
     )
 
 
@@ -236,16 +254,19 @@ def _resolution(trace: float, alpha: np.ndarray, fitted: np.ndarray, dtype: Any)
 
 
 def _by_cholesky(
-    kernel: AbstractKernel, x: np.ndarray, y: np.ndarray, lam: float, progress: bool
+    kernel: AbstractKernel, x: np.ndarray, y: np.ndarray, lam: float, intercept: bool, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, float]:
     gram = kernel_matrix(kernel, x, dtype=np.float64, progress=progress)
-    alpha = in_float64(_solve, gram, y, lam)
+    alpha = in_float64(_solve, gram, y, lam, intercept)
     if not np.all(np.isfinite(alpha)):
         check_finite("the kernel matrix", gram)
-        raise not_positive(gram, lam)
+        raise not_positive(in_float64(_of_contrasts, gram) if intercept else gram, lam)
     fitted = gram @ alpha
+    left = y - fitted - lam * alpha
+    if intercept:
+        left = left - left.mean(axis=0)
     size = np.linalg.norm(y, axis=0)
-    errors = np.linalg.norm(y - fitted - lam * alpha, axis=0) / np.where(size > 0, size, 1.0)
+    errors = np.linalg.norm(left, axis=0) / np.where(size > 0, size, 1.0)
     if errors.max() > np.sqrt(np.finfo(np.float64).eps):
         raise KernelError(
             f"the kernel matrix is too close to singular for lam = {lam:.3g}: solving leaves a residual of "
@@ -254,8 +275,13 @@ def _by_cholesky(
     return alpha, fitted, float(errors.max())
 
 
-@jax.jit
-def _solve(gram: Array, y: Array, lam: Array) -> Array:
+_of_contrasts = jax.jit(contrasts_of_gram)
+
+
+@partial(jax.jit, static_argnums=3)
+def _solve(gram: Array, y: Array, lam: Array, intercept: bool) -> Array:
+    if intercept:
+        return from_contrasts(_solve(contrasts_of_gram(gram), contrasts(y), lam, False))
     factor = jnp.linalg.cholesky(gram + lam * jnp.eye(gram.shape[0], dtype=gram.dtype))
     return jax.scipy.linalg.cho_solve((factor, True), y)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxdistill.errors import InputError, KernelError
 from jaxdistill.kernels.base import AbstractKernel
 from jaxdistill.kernels.tiles import check_inputs, kernel_matrix
 from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.contrasts import contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.keys import host_generator
 from jaxdistill.numerics.linalg import check_finite, in_float64, matmul
 from jaxdistill.ridge.fit import Validation, check_penalty
@@ -33,6 +35,7 @@ def choose_penalty(
     key: Array | None,
     progress: bool,
     most: int | None = None,
+    intercept: bool = False,
 ) -> LamSelection:
     """Score every penalty in closed form, on a limited number of training examples.
 
@@ -45,6 +48,7 @@ def choose_penalty(
         key: Random key, where something is drawn.
         progress: Whether to show a bar.
         most: Examples that are used at most; default 4096.
+        intercept: Whether the model has an intercept.
 
     Returns:
         The scores, and with them the choice.
@@ -81,7 +85,7 @@ def choose_penalty(
         method += f" on {most} of {n} examples"
     gram = kernel_matrix(kernel, x, dtype=np.float64, progress=progress)
     check_finite("the kernel matrix", gram)
-    values, vectors = in_float64(_factor, gram)
+    values, vectors = in_float64(_factor, gram, intercept)
     rounding = len(x) * np.finfo(np.float64).eps * values[-1]
     if values[0] < -8 * rounding:
         raise KernelError(
@@ -92,7 +96,10 @@ def choose_penalty(
         squared, wrong = in_float64(_leave_one_out, values, vectors, y, lams)
     else:
         cross = kernel_matrix(kernel, held[0], x, dtype=np.float64, progress=progress)
-        squared, wrong = in_float64(_held_out, values, vectors, y, lams, cross, held[1])
+        level = np.zeros(y.shape[1])
+        if intercept:  # b = mean(Y) - mean(K) alpha
+            cross, level = cross - gram.mean(axis=0), y.mean(axis=0)
+        squared, wrong = in_float64(_held_out, values, vectors, y, lams, cross, held[1], level)
     # Below the rounding of the eigenvalues a penalty decides nothing but what rounding is blown up.
     usable = np.isfinite(squared) & (values[0] + lams > rounding)
     squared = np.where(usable, squared, np.inf)
@@ -106,7 +113,14 @@ def _drawn(key: Array | None, n: int, what: str) -> np.ndarray:
     return host_generator(key).permutation(n)
 
 
-_factor = jax.jit(jnp.linalg.eigh)
+@partial(jax.jit, static_argnums=1)
+def _factor(gram: Array, intercept: bool) -> tuple[Array, Array]:
+    """Eigenvalues and vectors; with an intercept those within what is orthogonal to the ones vector."""
+    if not intercept:
+        values, vectors = jnp.linalg.eigh(gram)
+        return values, vectors
+    values, vectors = jnp.linalg.eigh(contrasts_of_gram(gram))
+    return values, from_contrasts(vectors)
 
 
 @jax.jit
@@ -116,7 +130,10 @@ def _leave_one_out(
     y: Float[Array, "n k"],
     lams: Float[Array, " l"],
 ) -> tuple[Array, Array]:
-    """Residuals ``alpha_i / [(K + lam I)^-1]_ii``: each example, were it left out."""
+    """Residuals ``alpha_i / [(K + lam I)^-1]_ii``: each example, were it left out.
+
+    With an intercept the inverse is that of the system bordered by ones (Cawley and Talbot 2004).
+    """
     projected, squares = matmul(vectors.T, y), vectors**2
 
     def one(lam: Array) -> tuple[Array, Array]:
@@ -130,10 +147,20 @@ def _leave_one_out(
 
 @jax.jit
 def _held_out(
-    values: Array, vectors: Array, y: Array, lams: Array, cross: Float[Array, "t n"], targets: Array
+    values: Array,
+    vectors: Array,
+    y: Array,
+    lams: Array,
+    cross: Float[Array, "t n"],
+    targets: Array,
+    level: Float[Array, " k"],
 ) -> tuple[Array, Array]:
     seen, projected = matmul(cross, vectors), matmul(vectors.T, y)
-    return jax.lax.map(lambda lam: _errors(matmul(seen, projected / (values + lam)[:, None]), targets), lams)
+
+    def one(lam: Array) -> tuple[Array, Array]:
+        return _errors(matmul(seen, projected / (values + lam)[:, None]) + level, targets)
+
+    return jax.lax.map(one, lams)
 
 
 def _errors(prediction: Array, y: Array) -> tuple[Array, Array]:

@@ -28,13 +28,14 @@ from jaxdistill.ridge.targets import TargetKind
 @register_pytree
 @dataclass(frozen=True)
 class RidgeModel:
-    """A trained model ``f(x) = phi(x) B``, with the moments that constructions need.
+    """A trained model ``f(x) = phi(x) B``, or ``phi(x) B + b``, with the moments that constructions need.
 
     Args:
         features: Feature map phi.
         weights: B, shape (p, k), float64 on the host.
         lam: Penalty it was trained with; None of a head without data.
-        moments: G, C, T and n of the training data, float64 on the host; None of a head without data.
+        moments: G, C, T and n of the training data, float64 on the host: about zero, or with an intercept
+            about the means, of which the weights then are the ridge solution. None of a head without data.
         rank: Numerical rank of the features; None of a head without data.
         resolution: Size below which an eigenvalue of G is rounding.
         selection: How lam was chosen, or None where it was given.
@@ -42,6 +43,7 @@ class RidgeModel:
         dropped: Largest share of its squared norm that a feature lost to the rank.
         product_dtype: Precision in which the products of the moments were formed.
         data_dtype: The coarsest type that holds the inputs: what rounding they come with.
+        intercept: b, shape (k,), float64 on the host; None of a model without.
 
     Example:
         >>> import jax, numpy as np
@@ -65,6 +67,7 @@ class RidgeModel:
     dropped: float = 0.0
     product_dtype: str = field(default="float64", metadata={"static": True})
     data_dtype: str = field(default="float64", metadata={"static": True})
+    intercept: Float[np.ndarray, " k"] | Any | None = None
 
     @property
     def residual(self) -> float | None:
@@ -99,18 +102,19 @@ class RidgeModel:
         features: AbstractFeatureMap,
         weights: Any,
         *,
+        intercept: Any | None = None,
         targets: Literal["classes", "real"] | None = None,
     ) -> Self:
         """Make a model of any linear head, whatever trained it: no data are needed to distil it.
 
-        ``f(x) = phi(x) B`` with the B given: the last layer of a network, a logistic regression, a linear
+        ``f(x) = phi(x) B + b`` with B and b given: the last layer of a network, a logistic regression, a linear
         support vector machine. *Ridge* regression on its distilled set returns it. What needs moments of data
-        (reduced rank, projection, weighted labels, KIP on moments) says so. Of an intercept make a weight, by
-        a feature that is constant.
+        (reduced rank, projection, weighted labels, KIP on moments) says so.
 
         Args:
             features: Feature map phi, d -> p.
             weights: B, shape (p, k); of scikit-learn's linear models ``coef_.T``.
+            intercept: b, shape (k,); of scikit-learn's linear models ``intercept_``. Default: none.
             targets: "classes" for heads whose largest output is the class: sets may have hard labels; "real"
                 for others. Default: classes where there are several outputs.
 
@@ -145,7 +149,29 @@ class RidgeModel:
         if targets == "classes" and not several:
             raise InputError("a single output names no classes; leave targets out")
         kind = TargetKind.ONE_HOT if targets == "classes" else TargetKind.REAL
-        return cls(features, head.astype(np.float64), None, None, None, 0.0, None, kind)
+        head, level = head.astype(np.float64), None
+        if intercept is not None:
+            level = as_floats("intercept", np.asarray(intercept, np.float64))
+            if level.shape != head.shape[1:]:
+                raise InputError(f"intercept has shape {level.shape}, expected ({head.shape[1]},)")
+            # Outputs that sum to zero, as those of a softmax regression, are those of centred class rows.
+            sums = np.vstack([head, level]).sum(axis=1)
+            size = np.linalg.norm(head) + np.linalg.norm(level)
+            if kind is TargetKind.ONE_HOT and np.max(np.abs(sums)) <= np.sqrt(np.finfo(np.float64).eps) * size:
+                kind = TargetKind.CENTRED
+        return cls(features, head, None, None, None, 0.0, None, kind, intercept=level)
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether the model has an intercept: a set for it then takes one example more than the rank."""
+        return self.intercept is not None
+
+    @property
+    def feature_scales(self) -> Float[np.ndarray, " p"] | None:
+        """Root mean square of each feature, about its mean with an intercept; None of a head without data."""
+        if self.moments is None:
+            return None
+        return np.sqrt(np.maximum(np.diagonal(self.moments.gram), 0.0) / self.moments.count)
 
     def moments_for(self, what: str) -> Moments:
         """The moments, for what needs them.
@@ -162,7 +188,8 @@ class RidgeModel:
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch k"]:
         """Prediction as a pure function of arrays: use it inside jit, vmap and grad."""
-        return matmul(self.features(x), jnp.asarray(self.weights, x.dtype))
+        outputs = matmul(self.features(x), jnp.asarray(self.weights, x.dtype))
+        return outputs if self.intercept is None else outputs + jnp.asarray(self.intercept, x.dtype)
 
     def predict(self, x: Any, *, progress: bool = False) -> np.ndarray:
         """Predictions for any number of inputs, in batches, in the precision of the inputs.
@@ -177,16 +204,23 @@ class RidgeModel:
         Raises:
             InputError: the inputs have another shape, are not floating point, or not finite.
         """
-        return predict(self.features, self.weights, x, progress=progress)
+        return predict(self.features, self.weights, x, intercept=self.intercept, progress=progress)
 
 
 @jax.jit
-def _predict_chunk(features: AbstractFeatureMap, weights: Array, x: Array) -> Array:
-    return matmul(features(x), weights.astype(x.dtype))
+def _predict_chunk(features: AbstractFeatureMap, weights: Array, level: Array, x: Array) -> Array:
+    return matmul(features(x), weights.astype(x.dtype)) + level
 
 
-def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: bool = False) -> np.ndarray:
-    """Evaluate ``phi(x) B`` in batches of one shape, in the precision of ``x``."""
+def predict(
+    features: AbstractFeatureMap,
+    weights: Any,
+    x: Any,
+    *,
+    intercept: Any | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Evaluate ``phi(x) B``, with an intercept ``phi(x) B + b``, in batches, in the precision of ``x``."""
     x = as_floats("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
     if x.ndim != 2 or x.shape[1] != features.num_inputs:
         raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
@@ -195,6 +229,8 @@ def predict(features: AbstractFeatureMap, weights: Any, x: Any, *, progress: boo
     parts: Iterable[np.ndarray]
     with jax.enable_x64(x.dtype == np.float64):
         weights = np.asarray(weights, x.dtype)
+        level = np.zeros(weights.shape[1]) if intercept is None else intercept
+        level = np.asarray(level, x.dtype)
         features = jax.device_put(features)
-        parts = [np.asarray(_predict_chunk(features, weights, chunk[0])) for chunk, _ in chunks]
+        parts = [np.asarray(_predict_chunk(features, weights, level, chunk[0])) for chunk, _ in chunks]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

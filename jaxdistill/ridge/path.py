@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self, final
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
@@ -27,6 +29,8 @@ class RidgePath:
     Eigenvalues below ``resolution`` are rounding. Their directions are dropped for a penalty that is below
     the resolution too (at lam = 0 this is the pseudo-inverse, the weights of least norm) and kept
     for a larger one, which damps them.
+
+    With an intercept all of it is of centred features and targets.
 
     Args:
         basis: V, shape (p, r).
@@ -143,10 +147,11 @@ def solve_ridge(moments: Moments, lam: Float[Array, ""] | float) -> Float[Array,
 factor_primal = jax.jit(RidgePath.from_moments, static_argnums=1)
 
 
-@jax.jit
-def factor_dual(features: AbstractFeatureMap, x: Array, targets: Array) -> RidgePath:
-    """Dual path of inputs, compiled with their feature map."""
-    return RidgePath.from_features(features(x), targets)
+@partial(jax.jit, static_argnums=3)
+def factor_dual(features: AbstractFeatureMap, x: Array, targets: Array, intercept: bool) -> RidgePath:
+    """Dual path of inputs, compiled with their feature map; with an intercept that of their contrasts."""
+    rows = features(x), targets
+    return RidgePath.from_features(*(contrasts(part) for part in rows) if intercept else rows)
 
 
 path_weights = jax.jit(RidgePath.weights)

@@ -9,6 +9,7 @@ factorisation for every penalty here too, whatever the units.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import jax
@@ -18,7 +19,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.path import RidgePath
 from jaxdistill.ridge.residual import column_sizes
 from jaxdistill.ridge.source import AbstractSource, ArraySource, padded
@@ -81,30 +84,46 @@ def badly_scaled(gram: Float[np.ndarray, "p p"] | Any, resolution: Any = 0.0) ->
 
 
 @jax.jit
-def _add_rows(triangle: Array, features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> Array:
-    rows = jnp.concatenate([features(x), y], axis=1) * mask[:, None]
+def _add_rows(
+    triangle: Array, features: AbstractFeatureMap, x: Array, y: Array, mask: Array, point: Any
+) -> Array:
+    parts = [features(x), y]
+    if point is not None:
+        # Behind a column of ones the triangle is that of centred columns, and near the mean to all digits.
+        parts = [jnp.ones((len(x), 1)), *(rows - middle for rows, middle in zip(parts, point, strict=True))]
+    rows = jnp.concatenate(parts, axis=1) * mask[:, None]
     return jnp.linalg.qr(jnp.concatenate([triangle, rows]), mode="r")
 
 
-@jax.jit
-def _features(features: AbstractFeatureMap, x: Array) -> Array:
-    return features(x)
+@partial(jax.jit, static_argnums=3)
+def _rows(features: AbstractFeatureMap, x: Array, y: Array, intercept: bool) -> tuple[Array, Array]:
+    rows = features(x), y
+    return (contrasts(rows[0]), contrasts(y)) if intercept else rows
 
 
 def _triangle(
-    features: AbstractFeatureMap, source: AbstractSource, progress: bool
+    features: AbstractFeatureMap, source: AbstractSource, point: Any, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """R and Q^T Y of ``Phi = Q R``, in one pass: the rows seen so far never take more than a triangle."""
-    p, size = features.num_features, features.num_features + source.num_targets
-    triangle = np.zeros((size, size))
+    """R and Q^T Y of ``Phi = Q R``, in one pass: the rows seen so far never take more than a triangle.
+
+    About a point, which is to be near the means, those of centred features and targets.
+    """
+    first = 0 if point is None else 1
+    end = first + features.num_features
+    triangle = np.zeros((end + source.num_targets,) * 2)
     bar = "QR factorisation" if progress else None
     for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
-        triangle = in_float64(_add_rows, triangle, features, *arrays, mask)
-    return triangle[:p, :p], triangle[:p, p:]
+        triangle = in_float64(_add_rows, triangle, features, *arrays, mask, point)
+    return triangle[first:end, first:end], triangle[first:end, end:]
 
 
 def factor_scaled(
-    features: AbstractFeatureMap, source: ArraySource, target_gram: Any, *, progress: bool = False
+    features: AbstractFeatureMap,
+    source: ArraySource,
+    moments: Moments,
+    *,
+    intercept: bool = False,
+    progress: bool = False,
 ) -> ScaledFactor:
     """The ridge path from a QR factorisation of the features, with the rank decided on unit columns.
 
@@ -117,7 +136,8 @@ def factor_scaled(
     Args:
         features: Feature map phi.
         source: Inputs and targets.
-        target_gram: Y^T Y, shape (k, k).
+        moments: Moments of these examples; with an intercept about their means.
+        intercept: Whether features and targets are centred.
         progress: Whether to show a bar.
 
     Returns:
@@ -129,10 +149,10 @@ def factor_scaled(
 
     n, p = source.num_rows, features.num_features
     if n >= p:
-        triangle, right = _triangle(features, source, progress)
+        point = (moments.feature_shift, moments.target_shift) if intercept else None
+        triangle, right = _triangle(features, source, point, progress)
     else:
-        x, right = source.arrays()
-        triangle = in_float64(_features, features, x)
+        triangle, right = in_float64(_rows, features, *source.arrays(), intercept)
     sizes = np.linalg.norm(triangle, axis=0)
     units = np.where(sizes > 0, sizes, 1.0)
     pivoted: Any = scipy.linalg.qr
@@ -144,7 +164,7 @@ def factor_scaled(
     projected = values[:, None] * (left.T @ (q[:, :rank].T @ np.asarray(right, np.float64)))
     in_order = np.empty_like(basis)
     in_order[order] = basis
-    path = RidgePath(in_order, values**2, projected, np.asarray(target_gram), np.float64(0.0))
+    path = RidgePath(in_order, values**2, projected, np.asarray(moments.target_gram), np.float64(0.0))
     lost = float(np.sum(r[rank:] ** 2, axis=0).max(initial=0.0))
     return ScaledFactor(path, units, order, pivots, rounding, lost)
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.pytrees import register_pytree
+from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.source import AbstractSource, padded
 
 
@@ -71,14 +72,17 @@ def _held_out_chunk(
     basis: Float[Array, "p r"],
     filters: Float[Array, "l r"],
     projected: Float[Array, "r k"],
+    means: tuple[Array, Array],
+    base: Array,
     x: Array,
     y: Array,
     mask: Array,
 ) -> tuple[Array, Array]:
-    z = matmul(features(x), basis)
+    del base
+    z = matmul(features(x) - means[0], basis)
 
     def one(factor: Array) -> tuple[Array, Array]:
-        return _errors(matmul(z, factor[:, None] * projected), y, mask)
+        return _errors(matmul(z, factor[:, None] * projected) + means[1], y, mask)
 
     return jax.lax.map(one, filters)
 
@@ -89,12 +93,14 @@ def _leave_one_out_chunk(
     basis: Float[Array, "p r"],
     filters: Float[Array, "l r"],
     projected: Float[Array, "r k"],
+    means: tuple[Array, Array],
+    base: Array,
     x: Array,
     y: Array,
     mask: Array,
 ) -> tuple[Array, Array]:
-    z = matmul(features(x), basis)
-    leverages = matmul(filters, (z**2).T)
+    z = matmul(features(x) - means[0], basis)
+    leverages = base + matmul(filters, (z**2).T)
     # Nearer to one than this, a leverage is one, and the residual over the gap rounding over rounding: eps
     # of this precision, and of float64, in which the path was factored, once an eigenvector.
     rounding = 64 * (jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
@@ -103,7 +109,7 @@ def _leave_one_out_chunk(
         factor, h = factor_and_leverage
         gap = (1 - h)[:, None]
         lost = gap <= rounding
-        residual = y - matmul(z, factor[:, None] * projected)
+        residual = y - means[1] - matmul(z, factor[:, None] * projected)
         return _errors(y - jnp.where(lost, jnp.inf, residual / jnp.where(lost, 1.0, gap)), y, mask)
 
     return jax.lax.map(one, (filters, leverages))
@@ -116,6 +122,7 @@ def score_penalties(
     source: AbstractSource,
     lams: np.ndarray,
     *,
+    centre: Moments | None = None,
     classes: bool,
     dtype: Any,
     progress: bool = False,
@@ -124,7 +131,8 @@ def score_penalties(
 
     "validation" takes examples that the path was not trained on. "leave-one-out" takes the training
     examples: the residual of example i, were it left out, is ``(y_i - f(x_i)) / (1 - h_i)`` with the
-    leverage ``h_i = sum_j (phi_i V)_j^2 / (g_j + lam)``; a leverage of one scores infinity.
+    leverage ``h_i = sum_j (phi_i V)_j^2 / (g_j + lam)``; a leverage of one scores infinity. With an intercept
+    phi_i is centred, and its leverage 1/n more.
 
     Args:
         method: "validation" or "leave-one-out".
@@ -132,6 +140,7 @@ def score_penalties(
         features: Feature map phi.
         source: Inputs and targets.
         lams: Candidates, shape (l,).
+        centre: Moments of the training data about their means, for a model with an intercept.
         classes: Whether the largest target is the class.
         dtype: Precision of features and predictions.
         progress: Whether to show a bar.
@@ -143,7 +152,11 @@ def score_penalties(
     squared, wrong, rows = np.zeros(len(lams)), np.zeros(len(lams)), 0
     with jax.enable_x64(True):
         filters = _filters(path, lams)
-        fixed = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
+        fixed: list[Any] = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
+        means, base = (np.zeros(path.basis.shape[0]), np.zeros(source.num_targets)), 0.0
+        if centre is not None:  # zeros change no bit
+            means, base = (centre.feature_shift, centre.target_shift), 1 / centre.count
+        fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
         features = jax.device_put(features)
         bar = method if progress else None
         for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):

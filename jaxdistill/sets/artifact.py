@@ -40,6 +40,7 @@ class AbstractSet(abc.ABC):
     preprocess: AbstractPreprocess | None
     class_names: tuple[str, ...] | None
     certificate: dict[str, Any] | None
+    intercept: np.ndarray | None
 
     @property
     def images(self) -> np.ndarray:
@@ -54,8 +55,11 @@ class AbstractSet(abc.ABC):
 
     @property
     def digest(self) -> str:
-        """Fingerprint of what training sees: inputs, labels, penalty, and feature map or kernel."""
-        return _digest({"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)} | self._map_arrays())
+        """Fingerprint of what training sees: inputs, labels, penalty, feature map or kernel, any intercept."""
+        told = {"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)}
+        if self.intercept is not None:
+            told["trains_intercept"] = np.True_
+        return _digest(told | self._map_arrays())
 
     @abc.abstractmethod
     def _map_arrays(self) -> dict[str, np.ndarray]:
@@ -99,7 +103,8 @@ class AbstractSet(abc.ABC):
         """Write the set as one .npz file, beside the target first and then renamed.
 
         The file opens with ``numpy.load`` alone: ``images``, ``inputs``, ``labels``, ``lam``, what tells the
-        full model (``weights`` B; of a kernel ``values`` and ``squared_norm``), ``class_names``, the arrays
+        full model (``weights`` B; of a kernel ``values`` and ``squared_norm``), ``intercept`` b where it has
+        one (ridge regression on the set is then one with an intercept), ``class_names``, the arrays
         of the feature map or kernel and of the preprocessing under ``features/``, ``kernel/`` and
         ``preprocess/``, and ``meta``, a JSON text with everything else.
 
@@ -136,6 +141,8 @@ class AbstractSet(abc.ABC):
             "lam": np.float64(self.lam),
             "meta": np.array(json.dumps(meta, sort_keys=True)),
         } | own
+        if self.intercept is not None:
+            arrays["intercept"] = self.intercept
         if self.class_names is not None:
             arrays["class_names"] = np.array(self.class_names)
         if transform is not None:
@@ -161,6 +168,10 @@ class DistilledSet(AbstractSet):
         preprocess: Transform from images to inputs, or None where inputs are the data themselves.
         class_names: Names of the k outputs, or None.
         certificate: The certificate that was computed on this very set, or None.
+        intercept: b of the full model, shape (k,), float64; None of a model without. The set is then to be
+            trained on with an intercept that no penalty holds down.
+        feature_scales: Root mean square of each feature over the training data, with an intercept about its
+            mean, shape (p,): the units in which weights are compared; None where there were no data.
 
     Example:
         >>> import jax, numpy as np
@@ -182,13 +193,18 @@ class DistilledSet(AbstractSet):
     preprocess: AbstractPreprocess | None = None
     class_names: tuple[str, ...] | None = None
     certificate: dict[str, Any] | None = None
+    intercept: Float[np.ndarray, " k"] | None = None
+    feature_scales: Float[np.ndarray, " p"] | None = None
 
     def _map_arrays(self) -> dict[str, np.ndarray]:
         return self.features.arrays()
 
     def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays = {f"features/{name}": value for name, value in self.features.arrays().items()}
-        return {"weights": self.weights} | arrays, {"features": parts_of(self.features)}
+        full = {"weights": self.weights}
+        if self.feature_scales is not None:
+            full["feature_scales"] = self.feature_scales
+        return full | arrays, {"features": parts_of(self.features)}
 
     @classmethod
     def load(
@@ -228,6 +244,7 @@ class DistilledSet(AbstractSet):
             made = cls(
                 features=phi,
                 weights=arrays["weights"],
+                feature_scales=arrays.get("feature_scales"),
                 **common_fields(path, arrays, meta),
             )
             found, wanted = (phi.num_inputs, phi.num_features), (made.x.shape[1], len(made.weights))
@@ -265,6 +282,7 @@ def common_fields(path: File, arrays: dict[str, np.ndarray], meta: dict[str, Any
         if "class_names" in arrays
         else None,
         "certificate": meta["certificate"],
+        "intercept": arrays.get("intercept"),
     }
 
 

@@ -42,6 +42,8 @@ class KernelSet(AbstractSet):
         preprocess: Transform from images to inputs, or None where inputs are the data themselves.
         class_names: Names of the k outputs, or None.
         certificate: The certificate that was computed on this very set, or None.
+        intercept: b of the full model, shape (k,); None of a model without. Values and norm are those of
+            f - b, and the set is to be trained on with an intercept.
 
     Example:
         >>> import jax, numpy as np
@@ -65,6 +67,7 @@ class KernelSet(AbstractSet):
     preprocess: AbstractPreprocess | None = None
     class_names: tuple[str, ...] | None = None
     certificate: dict[str, Any] | None = None
+    intercept: Float[np.ndarray, " k"] | None = None
 
     def _map_arrays(self) -> dict[str, np.ndarray]:
         return self.kernel.arrays()
