@@ -16,6 +16,7 @@ from jaxdistill.evaluate.full_model import full_residual
 from jaxdistill.evaluate.scores import is_real
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.placement import device_scope
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.sets.kernel_set import KernelSet
 
@@ -201,7 +202,7 @@ def _solve(gram: Array, right: Array, lam: Array) -> Array:
 
 def _retrain_float32(small: KernelSet) -> np.ndarray:
     gram = kernel_matrix(small.kernel, small.x.astype(np.float32))
-    with jax.enable_x64(False):
+    with device_scope(np.float32):
         narrow = np.float32(gram), np.float32(small.y), np.float32(small.lam)
         return np.asarray(jax.jit(_solve)(*narrow), np.float64)
 

@@ -141,10 +141,12 @@ class Side(NamedTuple):
     Args:
         devices: Devices that share it.
         wide: Whether they may hold float64: for sums, where the work is in float32.
+        home: The first of them, where arrays have to be put there; None where they are there by default.
     """
 
     devices: tuple[Any, ...]
     wide: bool
+    home: Any
 
 
 @contextmanager
@@ -189,13 +191,13 @@ def device_scope(dtype: Any, *, wide_sums: bool = False) -> Iterator[Side]:
     """
     if np.dtype(dtype) == np.float64:
         with float64_scope() as where:
-            yield Side(where.devices if where.native else (where.algebra,), True)
+            yield Side(where.devices if where.native else (where.algebra,), True, where.home)
         return
     where = placement()
     wide = wide_sums and where.native
     there = nullcontext() if where.native else jax.default_device(where.devices[0])
     with jax.enable_x64(wide), there, _room_told(where.devices[0]):
-        yield Side(where.devices, wide)
+        yield Side(where.devices, wide, None if where.native else where.devices[0])
 
 
 @contextmanager

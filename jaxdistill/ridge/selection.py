@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.source import AbstractSource, padded
 
@@ -141,10 +142,11 @@ def score_penalties(
     """
     chunk = {"validation": _held_out_chunk, "leave-one-out": _leave_one_out_chunk}[method]
     squared, wrong, rows = np.zeros(len(lams)), np.zeros(len(lams)), 0
-    with jax.enable_x64(True):
-        filters = _filters(path, lams)
+    with float64_scope():
+        filters = np.asarray(_filters(path, lams))
+    with device_scope(dtype, wide_sums=True) as side:
         fixed = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
-        features = jax.device_put(features)
+        features = jax.device_put(features, side.home)
         bar = method if progress else None
         for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
             block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]

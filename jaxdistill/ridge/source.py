@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
