@@ -28,6 +28,10 @@ from jaxdistill.numerics.linalg import matmul
 Kernel = Callable[[Array, Array], Array]
 Params = dict[str, Any]
 
+# Where there is no float64: what float32 takes from a kernel matrix whose entries are all alike, in eps of
+# its trace. Added to either penalty while descending, and for no labels that are returned.
+_STABLE = 4
+
 
 class Context(NamedTuple):
     """Everything that a step reads and does not change; an argument of the compiled step.
@@ -46,6 +50,9 @@ class Context(NamedTuple):
 @dataclass(frozen=True)
 class Problem:
     """Loss, coefficients and predictions of a set, as pure functions.
+
+    Factorisations are in float64 inside x64. Outside, on a device that has none, they are in float32, and the
+    penalties are larger by 4 m eps: a set of m examples descends to a loss that is a little smoother.
 
     Args:
         kernel: Kernel matrix ``k(X, X')``, used where the context has no feature map.
@@ -72,19 +79,19 @@ class Problem:
         assert context.phi is not None
         features = _wide(context.phi(x))
         if self.solved:
-            return moments_loss(features, context.source, self.ridge)
-        a = ridge_coefficients(matmul(features, features.T), _wide(labels), self.reg)
+            return moments_loss(features, context.source, _stated(self.ridge, x))
+        a = ridge_coefficients(matmul(features, features.T), _wide(labels), _stated(self.reg, x))
         return context.source.loss(matmul(features.T, a))
 
     def coefficients(self, params: Params, labels: Array, context: Context) -> Float[Array, "m k"]:
-        """Coefficients a of the predictor, on all targets where labels are solved; float64."""
+        """Coefficients a of the predictor, on all targets where labels are solved; float64 inside x64."""
         x, labels = params["x"], params.get("y", labels)
         if not self.solved:
-            return ridge_coefficients(self.gram(x, context), _wide(labels), self.reg)
+            return ridge_coefficients(self.gram(x, context), _wide(labels), _stated(self.reg, x))
         source = context.source
         if isinstance(source, Quadratic):
             assert context.phi is not None
-            return solved_from_moments(_wide(context.phi(x)), source, self.ridge)
+            return solved_from_moments(_wide(context.phi(x)), source, _stated(self.ridge, x))
         support = x.astype(source.rows.dtype)
 
         def add(rows: Array, values: Array, weight: Array) -> tuple[Array, Array]:
@@ -92,12 +99,11 @@ class Problem:
             return matmul(k_ts.T, k_ts), matmul(k_ts.T, _wide(values))
 
         m, k = x.shape[0], source.values.shape[1]
-        zeros = jnp.zeros((m, m), jnp.float64), jnp.zeros((m, k), jnp.float64)
-        system, right = source.fold(add, zeros)
-        return solved_coefficients(system, right, self.ridge)
+        system, right = source.fold(add, (jnp.zeros((m, m)), jnp.zeros((m, k))))
+        return solved_coefficients(system, right, _stated(self.ridge, x))
 
     def gram(self, x: Float[Array, "m d"], context: Context) -> Float[Array, "m m"]:
-        """K_ss in float64."""
+        """K_ss, in float64 inside x64."""
         if context.phi is not None:
             features = _wide(context.phi(x))
             return matmul(features, features.T)
@@ -132,16 +138,16 @@ class Problem:
             a = self._row_coefficients(k_ts, x, labels, y, context)
         else:
             wide = _wide(features)
-            a = ridge_coefficients(matmul(wide, wide.T), _wide(labels), self.reg)
+            a = ridge_coefficients(matmul(wide, wide.T), _wide(labels), _stated(self.reg, x))
         weights = matmul(_wide(features).T, a)
         return squared_loss(matmul(targets, weights.astype(targets.dtype)), y)
 
     def _row_coefficients(self, k_ts: Array, x: Array, labels: Array, y: Array, context: Context) -> Array:
         if not self.solved:
-            return ridge_coefficients(self.gram(x, context), _wide(labels), self.reg)
+            return ridge_coefficients(self.gram(x, context), _wide(labels), _stated(self.reg, x))
         # Envelope theorem: the best labels are held fixed, and the gradient is exact.
         wide = _wide(jax.lax.stop_gradient(k_ts))
-        return solved_coefficients(matmul(wide.T, wide), matmul(wide.T, _wide(y)), self.ridge)
+        return solved_coefficients(matmul(wide.T, wide), matmul(wide.T, _wide(y)), _stated(self.ridge, x))
 
     def _cross(self, rows: Array, x: Array, context: Context) -> Array:
         if context.phi is not None:
@@ -166,4 +172,11 @@ class Problem:
 
 
 def _wide(array: Any) -> Array:
-    return array.astype(jnp.float64)
+    """In float64, where that is allowed."""
+    return array.astype(jnp.result_type(float))
+
+
+def _stated(penalty: float, x: Array) -> float:
+    """A relative penalty as the run states it, and more in float32."""
+    limits = jnp.finfo(jnp.result_type(float))
+    return penalty if limits.bits == 64 else penalty + _STABLE * len(x) * float(limits.eps)
