@@ -22,7 +22,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import check_squares, in_float64
-from jaxdistill.numerics.placement import moving_arrays
+from jaxdistill.numerics.placement import device_scope, moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import predict
 from jaxdistill.sets.artifact import DistilledSet
@@ -234,7 +234,7 @@ def _retrain(
 
 def _retrain_float32(small: DistilledSet, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # What float32 cannot hold becomes infinite, and shows as an error of the weights retrained from it.
-    with jax.enable_x64(False), np.errstate(over="ignore"):
+    with device_scope(np.float32), np.errstate(over="ignore"):
         narrow = [np.float32(a) for a in (small.x, signs, small.y, small.lam)]
         weights, level, _, _, phi = _retrain(small.features, *narrow, small.intercept is not None)
         return np.asarray(weights, np.float64), np.asarray(level, np.float64), np.asarray(phi, np.float64)

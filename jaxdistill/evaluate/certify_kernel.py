@@ -18,6 +18,7 @@ from jaxdistill.evaluate.scores import is_real
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
 from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.placement import device_scope
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.sets.kernel_set import KernelSet
 
@@ -176,7 +177,7 @@ def _coefficients(gram: Array, y: Array, lam: Array, intercept: bool) -> Array:
 def _retrain_float32(small: KernelSet) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients from a retraining in float32, and its kernel matrix."""
     gram = kernel_matrix(small.kernel, small.x.astype(np.float32))
-    with jax.enable_x64(False):
+    with device_scope(np.float32):
         narrow = np.float32(gram), np.float32(small.y), np.float32(small.lam)
         found = _coefficients(*narrow, small.intercept is not None)
         return np.asarray(found, np.float64), gram

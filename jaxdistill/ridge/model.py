@@ -16,7 +16,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.names import check_choice
-from jaxdistill.numerics.placement import moving_arrays
+from jaxdistill.numerics.placement import device_scope, moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.residual import ModelResidual, model_residual
@@ -232,10 +232,10 @@ def predict(
     size = chunk_rows(features.num_features, max(len(x), 1))
     chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]
-    with jax.enable_x64(x.dtype == np.float64):
+    with device_scope(x.dtype) as side:
         weights = np.asarray(weights, x.dtype)
         level = np.zeros(weights.shape[1]) if intercept is None else intercept
         level = np.asarray(level, x.dtype)
-        features = jax.device_put(features)
+        features = jax.device_put(features, side.home)
         parts = [np.asarray(_predict_chunk(features, weights, level, chunk[0])) for chunk, _ in chunks]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.source import AbstractSource, padded
@@ -135,14 +136,15 @@ def score_penalties(
     """
     left_out = {"validation": False, "leave-one-out": True}[method]
     squared, wrong, rows = np.zeros(len(lams)), np.zeros(len(lams)), 0
-    with jax.enable_x64(True):
-        filters = _filters(path, lams)
+    means, base = (np.zeros(path.basis.shape[0]), np.zeros(source.num_targets)), 0.0
+    if centre is not None:  # zeros change no bit
+        means, base = (centre.feature_shift, centre.target_shift), 1 / centre.count
+    with float64_scope():
+        filters = np.asarray(_filters(path, lams))
+    with device_scope(dtype, wide_sums=True) as side:
         fixed: list[Any] = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
-        means, base = (np.zeros(path.basis.shape[0]), np.zeros(source.num_targets)), 0.0
-        if centre is not None:  # zeros change no bit
-            means, base = (centre.feature_shift, centre.target_shift), 1 / centre.count
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
-        features = jax.device_put(features)
+        features = jax.device_put(features, side.home)
         bar = method if progress else None
         for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
             block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]
