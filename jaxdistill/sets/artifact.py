@@ -22,6 +22,7 @@ from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.features.stored import parts_of, rebuild
 from jaxdistill.numerics.files import File, path_of, write_file
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.sets.archive import read_archive, read_json
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
@@ -154,9 +155,13 @@ class AbstractSet(abc.ABC):
 
 
 @final
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class DistilledSet(AbstractSet):
     """A handful of examples that train to the full model, and what is needed to check it.
+
+    A pytree: it goes through jit, vmap and ``jax.tree.map``. What comes out is another set, without recipe
+    and certificate, which tell of this very one; its labels are float32 outside :func:`jax.enable_x64`.
 
     Args:
         x: Inputs as the model sees them, shape (m, d).
@@ -184,17 +189,17 @@ class DistilledSet(AbstractSet):
         ((3, 5), (3, 3), 0.0)
     """
 
-    x: Float[np.ndarray, "m d"]
-    y: Float[np.ndarray, "m k"]
-    lam: float
+    x: Float[np.ndarray, "m d"] | Any
+    y: Float[np.ndarray, "m k"] | Any
+    lam: float | Any
     features: AbstractFeatureMap
-    weights: Float[np.ndarray, "p k"]
-    recipe: dict[str, Any] = field(default_factory=dict)
-    preprocess: AbstractPreprocess | None = None
-    class_names: tuple[str, ...] | None = None
-    certificate: dict[str, Any] | None = None
-    intercept: Float[np.ndarray, " k"] | None = None
-    feature_scales: Float[np.ndarray, " p"] | None = None
+    weights: Float[np.ndarray, "p k"] | Any
+    recipe: dict[str, Any] = field(default_factory=dict, metadata={"dropped": True})
+    preprocess: AbstractPreprocess | None = field(default=None, metadata={"static": True})
+    class_names: tuple[str, ...] | None = field(default=None, metadata={"static": True})
+    certificate: dict[str, Any] | None = field(default=None, metadata={"dropped": True})
+    intercept: Float[np.ndarray, " k"] | Any | None = None
+    feature_scales: Float[np.ndarray, " p"] | Any | None = None
 
     def _map_arrays(self) -> dict[str, np.ndarray]:
         return self.features.arrays()

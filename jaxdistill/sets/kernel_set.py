@@ -17,14 +17,18 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.kernels.base import AbstractKernel, parts_of
 from jaxdistill.kernels.stored import rebuild
 from jaxdistill.numerics.files import File, path_of
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.sets.artifact import AbstractSet, DistilledSet, arrays_under, common_fields, read_set
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
 
 @final
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class KernelSet(AbstractSet):
     """A handful of examples that train to a function near the full model, and what is needed to say how near.
+
+    A pytree, as a :class:`~jaxdistill.DistilledSet` is.
 
     In place of weights it keeps the values of the full model f at the examples and its squared norm: the
     distance of any ``f_s = k(., Xs) b`` in the kernel's space follows from them,
@@ -56,18 +60,18 @@ class KernelSet(AbstractSet):
         ((6, 5), (6, 3))
     """
 
-    x: Float[np.ndarray, "m d"]
-    y: Float[np.ndarray, "m k"]
-    lam: float
+    x: Float[np.ndarray, "m d"] | Any
+    y: Float[np.ndarray, "m k"] | Any
+    lam: float | Any
     kernel: AbstractKernel
-    values: Float[np.ndarray, "m k"]
-    squared_norm: float
-    resolution: float
-    recipe: dict[str, Any] = field(default_factory=dict)
-    preprocess: AbstractPreprocess | None = None
-    class_names: tuple[str, ...] | None = None
-    certificate: dict[str, Any] | None = None
-    intercept: Float[np.ndarray, " k"] | None = None
+    values: Float[np.ndarray, "m k"] | Any
+    squared_norm: float | Any
+    resolution: float | Any
+    recipe: dict[str, Any] = field(default_factory=dict, metadata={"dropped": True})
+    preprocess: AbstractPreprocess | None = field(default=None, metadata={"static": True})
+    class_names: tuple[str, ...] | None = field(default=None, metadata={"static": True})
+    certificate: dict[str, Any] | None = field(default=None, metadata={"dropped": True})
+    intercept: Float[np.ndarray, " k"] | Any | None = None
 
     def _map_arrays(self) -> dict[str, np.ndarray]:
         return self.kernel.arrays()
