@@ -53,6 +53,8 @@ def check_private(options: argparse.Namespace, chosen: Any) -> None:
         raise InputError(f"{chosen.kind} has no moments to make private; use a feature map, such as fourier")
     if options.intercept:
         raise InputError("private moments hold no means for an intercept; leave --intercept out")
+    if chosen.kind == "encoder":
+        _check_encoder(options)
     for name in _PRIVATE_EXAMPLES:
         if getattr(options, name) not in (None, "noise"):
             raise BudgetError(f"--{name} would start from private examples; leave it out")
@@ -64,6 +66,26 @@ def check_private(options: argparse.Namespace, chosen: Any) -> None:
         raise BudgetError(
             "the default lengthscale is measured on the data; give --lengthscale, such as 7 for 28 x 28 "
             "pixels in [0, 1], or declare it public: --public features"
+        )
+
+
+def _check_encoder(options: argparse.Namespace) -> None:
+    """Raise before minutes of training where the fit would refuse afterwards."""
+    declared = options.public or ()
+    if "features" not in declared:
+        raise BudgetError(
+            "an encoder is trained on the private data; choose other features, or declare it public: "
+            "--public features"
+        )
+    if options.preprocess in ("standardize", "zca") and "preprocess" not in declared:
+        raise BudgetError(
+            f"{options.preprocess} constants are fitted on data; give --preprocess none, or declare them "
+            "public: --public features preprocess"
+        )
+    if options.clip is None:
+        raise InputError(
+            "encoder features have no bound, so one example could add anything; give --clip, the largest "
+            "norm that is kept, chosen without the data"
         )
 
 
