@@ -108,7 +108,7 @@ def weighted_labels(
         return labels
     feature_mean, target_mean = means
     away = jnp.mean(features, axis=0) - feature_mean
-    return from_contrasts(labels) + target_mean[None] + matmul(matmul(away, seen.T), coefficients)
+    return from_contrasts(labels) + (target_mean + matmul(matmul(away, seen.T), coefficients))[None]
 
 
 def labels_of_coefficients(

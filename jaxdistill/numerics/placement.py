@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.backend import clear_backends
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.numerics.memory import device_bytes, format_bytes
@@ -73,7 +74,7 @@ def placement() -> Placement:
     """
     setting = _chosen or os.environ.get(VARIABLE) or "auto"
     check_choice(VARIABLE, setting, SETTINGS)
-    local = tuple(jax.local_devices())
+    local = local_devices()
     native = local[0].platform in _NATIVE
     if setting == "device" and not native:
         raise InputError(
@@ -84,6 +85,41 @@ def placement() -> Placement:
         return Placement(local, local[0], True)
     host = _host(local)
     return Placement(tuple(d for d in local if d != host) or local, host, local == (host,))
+
+
+def local_devices() -> tuple[Any, ...]:
+    """The devices of this process.
+
+    Raises:
+        InputError: JAX was told to use a platform that is absent; names it and those that are there.
+
+    Example:
+        >>> local_devices()[0].platform in ("cpu", "gpu", "tpu")
+        True
+    """
+    try:
+        return tuple(jax.local_devices())
+    except (RuntimeError, AssertionError) as error:  # the latter has no words
+        wanted = jax.config.jax_platforms
+        if not wanted:
+            raise
+        reason = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split()).rstrip(".")
+        reason = f" ({reason})" if reason else ""
+        there = ", ".join(_platforms_there(wanted))
+        raise InputError(
+            f"JAX is told to use {wanted}, which is not there{reason}; this machine has {there}: set "
+            "JAX_PLATFORMS to that, or leave it unset"
+        ) from None
+
+
+def _platforms_there(wanted: str) -> list[str]:
+    """Platforms that JAX finds by itself, after it did not find those that were wanted."""
+    try:
+        jax.config.update("jax_platforms", None)
+        return sorted({jax.local_devices()[0].platform, "cpu"})
+    finally:
+        jax.config.update("jax_platforms", wanted)
+        clear_backends()  # or whoever asks again gets these, and no error
 
 
 def _host(local: tuple[Any, ...]) -> Any:
