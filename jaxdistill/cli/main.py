@@ -18,6 +18,7 @@ from jaxdistill.cli.distill import add_distill_options, distill
 from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
 from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
 from jaxdistill.errors import JaxDistillError
+from jaxdistill.numerics.placement import placement
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        placement()  # one that this machine cannot follow is told before any work
         with kept_programs(not options.no_cache):
             return options.run(options)
     except JaxDistillError as error:
@@ -119,6 +121,7 @@ def _info(options: argparse.Namespace) -> int:
         "devices": [str(device) for device in jax.devices()],
         "x64": jax.numpy.zeros(()).dtype == "float64",
         "matmul_precision": "highest, stated at every product",
+        "float64": placement().title,
         "compiled_programs": cache_folder()[0],
         "data_dir": os.environ.get("JAXDISTILL_DATA_DIR"),
         "memory_available": psutil.virtual_memory().available,

@@ -200,11 +200,14 @@ def _solve(gram: Array, right: Array, lam: Array) -> Array:
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(shifted), True), right)
 
 
+_solve_alone = jax.jit(_solve)
+
+
 def _retrain_float32(small: KernelSet) -> np.ndarray:
     gram = kernel_matrix(small.kernel, small.x.astype(np.float32))
     with device_scope(np.float32):
         narrow = np.float32(gram), np.float32(small.y), np.float32(small.lam)
-        return np.asarray(jax.jit(_solve)(*narrow), np.float64)
+        return np.asarray(_solve_alone(*narrow), np.float64)
 
 
 def _on_test(

@@ -60,6 +60,11 @@ class Placement:
             return f"on the device ({self.algebra.platform})"
         return f"on the host ({self.algebra}), the devices ({self.devices[0].platform}) hold float32 alone"
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a file keeps of it, in types that JSON keeps."""
+        kinds = sorted({device.device_kind for device in self.devices})
+        return {"devices": kinds, "float64": self.algebra.device_kind, "native": self.native}
+
 
 def placement() -> Placement:
     """Where what runs, as the user or else the platform has it.
