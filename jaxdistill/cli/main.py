@@ -58,13 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_platform() -> None:
-    """Raise before any work where JAX is told to use a platform that is absent."""
+    """Raise before any work where a platform or placement that is asked for cannot be had."""
     import jax
 
-    from jaxdistill.numerics.placement import local_devices
+    from jaxdistill.numerics.placement import VARIABLE, placement
 
-    if jax.config.jax_platforms:  # else JAX takes what there is, when it is needed
-        local_devices()
+    wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if wanted or VARIABLE in os.environ:  # else JAX takes what there is, when it is needed
+        placement()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +107,7 @@ def _info(options: argparse.Namespace) -> int:
 
     import jax
 
-    from jaxdistill.numerics.placement import local_devices
+    from jaxdistill.numerics.placement import local_devices, placement
 
     packages = (
         "jaxdistill",
@@ -127,16 +128,19 @@ def _info(options: argparse.Namespace) -> int:
         except metadata.PackageNotFoundError:
             return None
 
+    devices, where, absent = (), None, None
     try:
-        devices, absent = local_devices(), None
+        devices = local_devices()
+        where = placement().title
     except InputError as error:
-        devices, absent = (), error
+        absent = error
     report = {
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
         "backend": devices[0].platform if devices else None,
         "devices": [str(device) for device in devices],
         "x64": jax.numpy.result_type(float) == "float64",
         "matmul_precision": "highest, stated at every product",
+        "float64": where,
         "compiled_programs": cache_folder()[0],
         "data_dir": os.environ.get("JAXDISTILL_DATA_DIR"),
         "memory_available": psutil.virtual_memory().available,

@@ -61,6 +61,11 @@ class Placement:
             return f"on the device ({self.algebra.platform})"
         return f"on the host ({self.algebra}), the devices ({self.devices[0].platform}) hold float32 alone"
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a file keeps of it, in types that JSON keeps."""
+        kinds = sorted({device.device_kind for device in self.devices})
+        return {"devices": kinds, "float64": self.algebra.device_kind, "native": self.native}
+
 
 def placement() -> Placement:
     """Where what runs, as the user or else the platform has it.
@@ -100,7 +105,7 @@ def local_devices() -> tuple[Any, ...]:
     try:
         return tuple(jax.local_devices())
     except (RuntimeError, AssertionError) as error:  # the latter has no words
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         if not wanted:
             raise
         reason = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split()).rstrip(".")

@@ -260,7 +260,7 @@ class _Accumulator:
         # From the host: JAX would compile a program for each array of zeros.
         self.zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, num_targets)))
         # A CPU alone takes the rows without a copy.
-        self.copied = len(devices) > 1 or devices[0].platform != "cpu"
+        self.copied = [device.platform for device in devices] != ["cpu"]
         self.wide, self.own = wide, self.zeros
         self.sums: Any = None
 
@@ -273,7 +273,7 @@ class _Accumulator:
         if self.wide:
             self.sums = jax.device_put(self.own, self.everywhere)
             return
-        shapes = [a.shape for a in (self.zeros.gram, self.zeros.cross, self.zeros.feature_sum)]
+        shapes = [np.shape(a) for a in (self.zeros.gram, self.zeros.cross, self.zeros.feature_sum)]
         self.sums = jax.device_put(
             _ShortSums(*(TwoSum.zeros(shape, np.float32) for shape in shapes)), self.everywhere
         )

@@ -22,6 +22,7 @@ from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.features.stored import parts_of, rebuild
 from jaxdistill.numerics.files import File, path_of, write_file
+from jaxdistill.numerics.placement import placement
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.sets.archive import read_archive, read_json
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
@@ -186,6 +187,7 @@ class AbstractSet(abc.ABC):
                 "jax": jax.__version__,
                 "numpy": np.__version__,
             },
+            "placement": placement().to_dict(),
         }
         arrays = {
             "images": self.images,
