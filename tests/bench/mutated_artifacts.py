@@ -80,7 +80,7 @@ def originals(folder: Path, names: Iterable[str] = tuple(SHARES)) -> dict[str, b
             model: Any = jd.fit_kernel_ridge(kernel, x, y, lam=1.0)
             small: Any = jd.distill_kernel(model, x, y, ipc=2, dtype="float32", key=keys[5])
         else:
-            model = jd.fit_ridge(maps[name](), x, y, lam=1.0)
+            model = jd.fit_ridge(maps[name](), x, y, lam=1.0, intercept=name == "network")
             start = (x, y) if name == "encoder" else None
             small = jd.distill(model, ipc=2, reference=start, dtype="float32", key=keys[4])
         small = small.with_context(prepare, ("cat", "dog", "Eule ä"))
@@ -101,7 +101,12 @@ def seen(small: Any) -> str:
     """Fingerprint of everything in a loaded set."""
     kernel = isinstance(small, jd.KernelSet)
     of = small.kernel if kernel else small.features
-    full = (small.values, small.squared_norm, small.resolution) if kernel else (small.weights,)
+    full = (
+        (small.values, small.squared_norm, small.resolution)
+        if kernel
+        else (small.weights, small.feature_scales)
+    )
+    full = full if small.intercept is None else (*full, small.intercept)
     pre = small.preprocess
     arrays = [small.x, small.y, *full, *(v for part in (of, pre) for _, v in sorted(part.arrays().items()))]
     plain = [small.lam, small.recipe, small.certificate, small.class_names]
@@ -121,6 +126,10 @@ def as_told(small: Any, content: bytes) -> None:
     of, prefix = (small.kernel, "kernel/") if kernel else (small.features, "features/")
     told = {"inputs": small.x, "labels": small.y, "lam": np.asarray(small.lam)}
     told |= {"values": small.values} if kernel else {"weights": small.weights}
+    full = {"intercept": small.intercept, "feature_scales": getattr(small, "feature_scales", None)}
+    told |= {name: value for name, value in full.items() if value is not None}
+    if unread := {name for name in full if name in arrays} - told.keys():
+        raise Failure(f"{unread} is in the file and was not read")
     told |= {f"{prefix}{name}": value for name, value in of.arrays().items()}
     if small.preprocess is not None:
         told |= {f"preprocess/{name}": value for name, value in small.preprocess.arrays().items()}

@@ -6,9 +6,10 @@ wrong or ended in an error of another kind; ``--only NUMBER`` solves that one al
 
 The oracle is ridge regression in float64 by the singular value decomposition of the features, which NumPy
 computes by formulas of its own: B of the data, and B_s of the saved examples alone. Their difference counts
-where it changes what ridge regression minimises, ``|A (B_s - B)| / |A B|`` with A the features over sqrt(lam)
-times the identity. A result is silently wrong if the certificate says exact, and either this distance of the
-set or that of the model is more than rounding explains.
+where it changes what ridge regression minimises, ``|A (B_s - B)| / |A B|`` with A the features over
+sqrt(lam) times the identity. With an intercept the columns of both are centred, and b is judged by the
+predictions. A result is silently wrong if the certificate says exact, and either this distance of the set
+or that of the model is more than rounding explains.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Problem:
     labels: str | None
     lam_s: float | str | None
     stored: str
+    intercept: bool
 
 
 # --- what is drawn -----------------------------------------------------------------------------------
@@ -100,6 +102,7 @@ def draw(rng: Rng, **fixed: Any) -> tuple[Problem, np.ndarray, np.ndarray]:
         labels=pick(rng, (None, None, None, "hard", "soft", "soft", "given")),
         lam_s=pick(rng, (None, None, None, 0.0, 1e-6, 1.0, "max", "auto")),
         stored=pick(rng, ("float32", "float64")),
+        intercept=pick(rng, (False, True)),
     )
     problem = replace(problem, **fixed)
     x = inputs(rng, problem)
@@ -181,19 +184,41 @@ def ridge(phi: np.ndarray, y: np.ndarray, lam: float) -> np.ndarray:
     return right.T @ (factor[:, None] * (left.T @ np.asarray(y, np.float64)))
 
 
-def distance(phi: np.ndarray, lam: float, found: np.ndarray, wanted: np.ndarray) -> float:
+def centred(rows: np.ndarray) -> np.ndarray:
+    """Rows minus their mean, twice: the first mean is rounded."""
+    rows = rows - rows.mean(axis=0)
+    return rows - rows.mean(axis=0)
+
+
+Model = tuple[np.ndarray, np.ndarray | None]
+
+
+def trained(phi: np.ndarray, y: np.ndarray, lam: float, intercept: bool) -> Model:
+    """Weights, and the intercept of a model that has one."""
+    if not intercept:
+        return ridge(phi, y, lam), None
+    weights = ridge(centred(phi), centred(y), lam)
+    return weights, y.mean(axis=0) - phi.mean(axis=0) @ weights
+
+
+def size_of(phi: np.ndarray, lam: float, weights: np.ndarray, level: np.ndarray | float = 0.0) -> float:
+    """``|A B|``: what weights, and a shift of all predictions, are for the ridge objective."""
+    return float(np.hypot(np.linalg.norm(phi @ weights + level), np.sqrt(lam) * np.linalg.norm(weights)))
+
+
+def distance(phi: np.ndarray, lam: float, found: Model, wanted: Model) -> float:
     """``|A (B_s - B)| / |A B|``: what a difference of weights means for the ridge objective."""
+    if found[1] is None or wanted[1] is None:
+        scale, change = size_of(phi, lam, wanted[0]), size_of(phi, lam, found[0] - wanted[0])
+    else:
+        scale = size_of(centred(phi), lam, wanted[0])
+        change = size_of(phi, lam, found[0] - wanted[0], found[1] - wanted[1])
+    return change / scale if scale > 0 else float(change > 0)
 
-    def size(weights: np.ndarray) -> float:
-        return float(np.hypot(np.linalg.norm(phi @ weights), np.sqrt(lam) * np.linalg.norm(weights)))
 
-    scale = size(wanted)
-    return size(found - wanted) / scale if scale > 0 else float(size(found) > 0)
-
-
-def explained(phi: np.ndarray, y: np.ndarray, lam: float, full: np.ndarray, tolerance: float) -> float:
+def explained(phi: np.ndarray, y: np.ndarray, lam: float, full: Model, tolerance: float) -> float:
     """What rounding explains: ten tolerances of the certificate, or half the digits of float64."""
-    fitted = np.hypot(np.linalg.norm(phi @ full), np.sqrt(lam) * np.linalg.norm(full))
+    fitted = size_of(phi if full[1] is None else centred(phi), lam, full[0])
     lost = np.linalg.norm(y) / max(fitted, 1e-300)
     eps = float(np.finfo(np.float64).eps)
     return max(10 * tolerance, np.sqrt(eps)) + 1e4 * eps * (1 + lost)
@@ -217,7 +242,8 @@ def outcome_of(rng: Rng, **fixed: Any) -> tuple[str, Problem, str]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model = jd.fit_ridge(maps()[problem.features], x, y, lam=problem.lam)  # pyright: ignore[reportArgumentType]
+            told: dict[str, Any] = {"lam": problem.lam, "intercept": problem.intercept}
+            model = jd.fit_ridge(maps()[problem.features], x, y, **told)
             small = jd.distill(model, key=key, **request)
             certificate = jd.certify(model, small)
     except jd.JaxDistillError as error:
@@ -228,18 +254,18 @@ def outcome_of(rng: Rng, **fixed: Any) -> tuple[str, Problem, str]:
         return CRASHED, problem, told
     phi = features_of(problem.features, x)
     wide = np.asarray(y, np.float64)
-    full = ridge(phi, wide, model.lam)
-    again = ridge(features_of(problem.features, small.x), small.y, small.lam)
-    of_model = distance(phi, model.lam, np.asarray(model.weights), full)
+    full = trained(phi, wide, model.lam, problem.intercept)
+    again = trained(features_of(problem.features, small.x), small.y, small.lam, problem.intercept)
+    of_model = distance(phi, model.lam, (np.asarray(model.weights), model.intercept), full)
     of_set = distance(phi, model.lam, again, full)
     bound = explained(phi, wide, model.lam, full, certificate.tolerance)
-    told = f"set {of_set:.1e}, model {of_model:.1e}, explained {bound:.1e}, rank {model.rank}"
+    numbers = f"set {of_set:.1e}, model {of_model:.1e}, explained {bound:.1e}, rank {model.rank}"
     if certificate.exact:
         right = of_set <= bound and of_model <= bound
-        return ("exact, as NumPy finds" if right else SILENT), problem, told
+        return ("exact, as NumPy finds" if right else SILENT), problem, numbers
     if of_model > bound and not said(caught):
-        return "not exact and said so; the model is off", problem, told
-    return "not exact and said so", problem, told
+        return "not exact and said so; the model is off", problem, numbers
+    return "not exact and said so", problem, numbers
 
 
 def run(count: int, seconds: float, out: Path, seed: int) -> dict[str, Any]:
