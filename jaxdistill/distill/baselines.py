@@ -120,7 +120,6 @@ def baseline(
         features=model.features,
         weights=np.asarray(model.weights, np.float64),
         intercept=model.intercept,
-        feature_scales=model.feature_scales,
         recipe={
             "construction": name,
             "labels": labels,

@@ -225,7 +225,6 @@ def distill(
         features=phi,
         weights=np.asarray(model.weights, np.float64),
         intercept=model.intercept,
-        feature_scales=model.feature_scales,
         recipe={
             "construction": plan.construction.name.lower(),
             "labels": plan.labels.value,

@@ -82,8 +82,7 @@ def within_range(construct: _Construct) -> _Construct:
             )
         small = construct(_inside(model, left, right), **request)
         recipe = small.recipe | {"outside_range": outside}
-        full = {"weights": np.asarray(model.weights, np.float64), "feature_scales": model.feature_scales}
-        return replace(small, features=phi, recipe=recipe, **full)
+        return replace(small, features=phi, weights=np.asarray(model.weights, np.float64), recipe=recipe)
 
     return cast(_Construct, distill)
 

@@ -24,7 +24,7 @@ from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import check_squares, in_float64
 from jaxdistill.numerics.placement import device_scope, moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
-from jaxdistill.ridge.model import predict
+from jaxdistill.ridge.model import RidgeModel, predict
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import KernelSet
 
@@ -47,11 +47,6 @@ class HasWeights(Protocol):
         """b, shape (k,), or None."""
         ...
 
-    @property
-    def feature_scales(self) -> Any | None:
-        """Root mean square of each feature over the training data, shape (p,), or None."""
-        ...
-
 
 @final
 @dataclass(frozen=True)
@@ -62,15 +57,17 @@ class Certificate(SetCertificate):
     Rounding explains 100 eps of the stored inputs, or of the features where those are computed in less,
     times what the feature map makes of rounding (of the inputs, or of its own in float32, whichever is
     more), times the condition number of the features; at most sqrt(eps). A set is exact where weights and
-    intercept are within that, their scaled error within sqrt(eps), m reaches the rank of B (and one more
-    for an intercept), and the full model is the ridge solution as far as is known (``solved_full`` is not
-    False).
+    intercept are within that, the training error within ten times that or half the digits of float64,
+    whichever is more, and half the digits of the stored inputs at most; m reaches the rank of B (and one
+    more for an intercept); and the full model is the ridge solution as far as is known (``solved_full`` is
+    not False).
 
     Args:
         precision: What the features are computed in: "float64", or "float32" where the map is made so, and
             then exact means to float32's rounding.
-        scaled_error: ``|S (B_s - B)| / |S B|`` with S the sizes of the features over the training data: what
-            no choice of units hides; None where there were no data.
+        training_error: Distance from the full model in what ridge regression minimises on the training data
+            (:meth:`~jaxdistill.RidgeModel.distance`): the change of its predictions there. Of a saved set
+            what its certificate records; None where there were no data.
 
     Example:
         >>> import jax, numpy as np
@@ -85,7 +82,7 @@ class Certificate(SetCertificate):
     """
 
     precision: str
-    scaled_error: float | None
+    training_error: float | None
 
 
 @overload
@@ -190,9 +187,10 @@ def certify(
         intercept_error = float(np.linalg.norm(b_wide - level) / sizes)
         errors.append(intercept_error)
         needed += 1
-    scales = model.feature_scales
-    scaled_error = None if scales is None else _relative(scales[:, None] * wide, scales[:, None] * full)
-    within = max(errors) <= tolerance and (scaled_error is None or scaled_error <= math.sqrt(eps))
+    seen = _training_error(model, small, wide, b_wide)
+    half = math.sqrt(float(np.finfo(np.float64).eps))
+    within = max(errors) <= tolerance
+    within = within and (seen is None or seen <= max(half, min(math.sqrt(eps), 10 * tolerance)))
     original = full_residual(model)
     models = (full, level), (wide, b_wide), (narrow, b_narrow)
     tests = _compare_on_test(small, models, x_test, y_test, progress)
@@ -208,11 +206,19 @@ def certify(
         stored=small.x.dtype.name,
         intercept_error=intercept_error,
         precision=precision,
-        scaled_error=scaled_error,
+        training_error=seen,
         digest=small.digest,
         **original,
         **tests,
     )
+
+
+def _training_error(model: Any, small: DistilledSet, weights: np.ndarray, level: np.ndarray) -> float | None:
+    """From the moments of the model; of a saved set what was measured while they were there."""
+    if isinstance(model, RidgeModel):
+        return model.distance(weights, level)
+    told = small.certificate
+    return None if model is not small or told is None else told.get("training_error")
 
 
 @partial(jax.jit, static_argnums=5)

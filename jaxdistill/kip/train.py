@@ -359,7 +359,6 @@ def _feature_set(
         features=model.features,
         weights=np.asarray(model.weights, np.float64),
         intercept=model.intercept,
-        feature_scales=model.feature_scales,
         recipe=recipe,
     )
 

@@ -15,7 +15,7 @@ _PROGRAM = "the program"
 
 # A name, or what names begin with.
 _ORIGINS = {
-    **dict.fromkeys(("images", "inputs", "labels", "lam", "weights", "feature_scales"), _PAID),
+    **dict.fromkeys(("images", "inputs", "labels", "lam", "weights"), _PAID),
     **dict.fromkeys(("features/", "preprocess/", "class_names"), _PUBLIC),
     **dict.fromkeys(("meta/features/", "meta/preprocess", "meta/recipe/targets"), _PUBLIC),
     **dict.fromkeys(("meta/program", "meta/format", "meta/versions/", "meta/versions"), _PROGRAM),

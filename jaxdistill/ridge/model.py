@@ -170,12 +170,43 @@ class RidgeModel:
         """Whether the model has an intercept: a set for it then takes one example more than the rank."""
         return self.intercept is not None
 
-    @property
-    def feature_scales(self) -> Float[np.ndarray, " p"] | None:
-        """Root mean square of each feature, about its mean with an intercept; None of a head without data."""
-        if self.moments is None:
+    def distance(self, weights: Any, intercept: Any | None = None) -> float | None:
+        """How far another model is in what ridge regression minimises on the training data; from moments.
+
+        ``|A (B' - B)| / |A B|`` with ``A^T A = G + lam I``: the root mean square difference of the
+        predictions on the training data, and what the penalty sees. With intercepts their difference counts
+        in the first. A column of large size, or a direction that all features share, moves predictions by
+        what no norm of weights shows.
+
+        Args:
+            weights: B', shape (p, k).
+            intercept: b', shape (k,), where this model has one.
+
+        Returns:
+            The distance; None of a head without data.
+
+        Example:
+            >>> import jaxdistill as jd
+            >>> x = np.linspace(-1.0, 1.0, 20).reshape(10, 2)
+            >>> model = jd.fit_ridge(jd.features.Linear(2), x, x @ np.ones((2, 1)), lam=0.1)
+            >>> round(model.distance(2 * model.weights), 6)
+            1.0
+        """
+        moments, lam = self.moments, self.lam
+        if moments is None or lam is None:
             return None
-        return np.sqrt(np.maximum(np.diagonal(self.moments.gram), 0.0) / self.moments.count)
+        own, gram = np.asarray(self.weights, np.float64), np.asarray(moments.gram)
+
+        def squared(b: np.ndarray) -> float:
+            return max(float(np.sum(b * (gram @ b))), 0.0) + lam * float(np.sum(b**2))
+
+        change = np.asarray(weights, np.float64) - own
+        apart = squared(change)
+        if self.intercept is not None and intercept is not None:
+            level = np.asarray(intercept, np.float64) - self.intercept + moments.feature_shift @ change
+            apart += float(moments.count * np.sum(level**2))
+        size = squared(own)
+        return float(np.sqrt(apart / size)) if size > 0 else float(apart > 0)
 
     def moments_for(self, what: str) -> Moments:
         """The moments, for what needs them.

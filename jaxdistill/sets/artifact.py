@@ -229,8 +229,6 @@ class DistilledSet(AbstractSet):
         certificate: The certificate that was computed on this very set, or None.
         intercept: b of the full model, shape (k,), float64; None of a model without. The set is then to be
             trained on with an intercept that no penalty holds down.
-        feature_scales: Root mean square of each feature over the training data, with an intercept about its
-            mean, shape (p,): the units in which weights are compared; None where there were no data.
 
     Example:
         >>> import jax, numpy as np
@@ -254,17 +252,13 @@ class DistilledSet(AbstractSet):
     class_names: tuple[str, ...] | None = field(default=None, metadata={"static": True})
     certificate: dict[str, Any] | None = field(default=None, metadata={"dropped": True})
     intercept: Float[np.ndarray, " k"] | Any | None = None
-    feature_scales: Float[np.ndarray, " p"] | Any | None = None
 
     def _map_arrays(self) -> dict[str, np.ndarray]:
         return self.features.arrays()
 
     def _own_parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         arrays = {f"features/{name}": value for name, value in self.features.arrays().items()}
-        full = {"weights": self.weights}
-        if self.feature_scales is not None:
-            full["feature_scales"] = self.feature_scales
-        return full | arrays, {"features": parts_of(self.features)}
+        return {"weights": self.weights} | arrays, {"features": parts_of(self.features)}
 
     @classmethod
     def assembled(
@@ -279,7 +273,6 @@ class DistilledSet(AbstractSet):
             made = cls(
                 features=phi,
                 weights=arrays["weights"],
-                feature_scales=arrays.get("feature_scales"),
                 **common_fields(path, arrays, meta),
             )
             found, wanted = (phi.num_inputs, phi.num_features), (made.x.shape[1], len(made.weights))

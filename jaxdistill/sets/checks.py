@@ -69,8 +69,8 @@ def check_examples(
         told[0]: full.ndim == 2 and full.shape[1:] == y.shape[1:],
         **{name: arrays[name].ndim == 0 for name in ("lam", *told[1:])},
     }
-    optional = {"intercept": y.shape[1:], "feature_scales": full.shape[:1]}
-    fits |= {name: arrays[name].shape == shape for name, shape in optional.items() if name in arrays}
+    if "intercept" in arrays:
+        fits["intercept"] = arrays["intercept"].shape == y.shape[1:]
     for name, fine in fits.items():
         if not fine or arrays[name].dtype.kind != "f":
             raise ArtifactError(

@@ -101,11 +101,7 @@ def seen(small: Any) -> str:
     """Fingerprint of everything in a loaded set."""
     kernel = isinstance(small, jd.KernelSet)
     of = small.kernel if kernel else small.features
-    full = (
-        (small.values, small.squared_norm, small.resolution)
-        if kernel
-        else (small.weights, small.feature_scales)
-    )
+    full = (small.values, small.squared_norm, small.resolution) if kernel else (small.weights,)
     full = full if small.intercept is None else (*full, small.intercept)
     pre = small.preprocess
     arrays = [small.x, small.y, *full, *(v for part in (of, pre) for _, v in sorted(part.arrays().items()))]
@@ -126,10 +122,9 @@ def as_told(small: Any, content: bytes) -> None:
     of, prefix = (small.kernel, "kernel/") if kernel else (small.features, "features/")
     told = {"inputs": small.x, "labels": small.y, "lam": np.asarray(small.lam)}
     told |= {"values": small.values} if kernel else {"weights": small.weights}
-    full = {"intercept": small.intercept, "feature_scales": getattr(small, "feature_scales", None)}
-    told |= {name: value for name, value in full.items() if value is not None}
-    if unread := {name for name in full if name in arrays} - told.keys():
-        raise Failure(f"{unread} is in the file and was not read")
+    if (small.intercept is None) != ("intercept" not in arrays):
+        raise Failure("the intercept in the file was not read")
+    told |= {} if small.intercept is None else {"intercept": small.intercept}
     told |= {f"{prefix}{name}": value for name, value in of.arrays().items()}
     if small.preprocess is not None:
         told |= {f"preprocess/{name}": value for name, value in small.preprocess.arrays().items()}
