@@ -3,7 +3,8 @@
 Accuracy: private sets of one image per class, of random Fourier features whose length scale is a quarter of
 the root of the number of pixels, clipped to norm one; features twice and a half as wide have no such set, and
 show how far it goes. Nothing is chosen by test data. Attacks: members are half of a few thousand training
-images, the others the rest, so that models remember more than they would with all of the data.
+images, the others the rest, so that models remember more than they would with all of the data. Noise images
+whose network keeps its accuracy, the published figure, are drawn beside the nearest members.
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ from jaxdistill.evaluate.certify import certify
 from jaxdistill.evaluate.scores import accuracy, read_test_targets
 from jaxdistill.features import RandomFourier
 from jaxdistill.numerics.files import write_atomically
-from jaxdistill.pipeline import Task, prepare, split_keys
+from jaxdistill.pipeline import FeatureOptions, Task, make_features, prepare, split_keys
 from jaxdistill.plots import Row, draw_rows
 from jaxdistill.privacy.attacks import attack_set
 from jaxdistill.privacy.budget import Budget
 from jaxdistill.privacy.mechanism import fit_private_ridge
+from jaxdistill.privacy.reconstruction import nearest_examples
 from jaxdistill.ridge.fit import fit_ridge
 
 KEYS = ("dataset", "kind", "epsilon", "width", "spectrum", "seed")
 DELTA = 1e-5
 # Sets that are attacked; the private ones at these epsilons.
-SETS = ("real images", "real images, solved labels", "noise", "nearest spanning set", "KIP")
+NETWORK = "noise, network"
+SETS = ("real images", "real images, solved labels", "noise", NETWORK, "nearest spanning set", "KIP")
 ATTACKED = (1.0, 8.0)
 
 
@@ -60,7 +63,7 @@ def main() -> None:
     ]
     text = _text(options, d, scored, attacked)
     path = write_atomically(options.results / f"{options.dataset}_privacy.md", text.encode())
-    print(path.read_text(), *_figures(options, task, scored), sep="\n")
+    print(path.read_text(), *_figures(options, task, scored, attacked), sep="\n")
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +77,10 @@ def _once(rows: common.Rows, task: Task, compute: Any, *values: Any) -> dict[str
     return rows.once(partial(compute, task, setting), **setting)
 
 
-def _features(task: Task, setting: dict[str, Any]) -> RandomFourier:
+def _features(task: Task, setting: dict[str, Any]) -> Any:
     d, key = task.x.shape[1], split_keys(setting["seed"])[0]
+    if setting["kind"] == NETWORK:
+        return make_features(FeatureOptions("network"), task.x, key)
     scale = math.sqrt(d) / 4
     return RandomFourier.create(d, setting["width"], lengthscale=scale, frequencies="orthogonal", key=key)
 
@@ -109,25 +114,41 @@ def _score(task: Task, setting: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _attack(options: Any, task: Task, setting: dict[str, Any]) -> dict[str, Any]:
+def _halves(options: Any, task: Task, seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Members, and as many others."""
     half = options.members or (500 if task.name == "digits" else 2000)
-    _, key_rows, key = split_keys(setting["seed"])
-    chosen = np.asarray(jax.random.permutation(key_rows, len(task.x)))[: 2 * half]
+    chosen = np.asarray(jax.random.permutation(split_keys(seed)[1], len(task.x)))[: 2 * half]
     members, others = (
         (task.x[part], task.y[part]) for part in (chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :])
     )
-    small = _make(task, setting, members, key)
+    return members, others
+
+
+def _attack(options: Any, task: Task, setting: dict[str, Any]) -> dict[str, Any]:
+    members, others = _halves(options, task, setting["seed"])
+    key = split_keys(setting["seed"])[2]
+    model, small = _make(task, setting, members, key)
     found = attack_set(small.with_context(task.preprocess, None), members, others, key=key)
-    test = certify(small, small, task.x_test, task.y_test)
-    return found.to_dict() | {"accuracy": test.accuracy_distilled, "images": len(small.x)}
+    test = certify(model, small, task.x_test, task.y_test)
+    return found.to_dict() | {
+        "accuracy": test.accuracy_distilled,
+        "accuracy_full": test.accuracy_full,
+        "images": len(small.x),
+    }
 
 
-def _make(task: Task, setting: dict[str, Any], members: tuple[Any, Any], key: Any) -> Any:
+def _make(task: Task, setting: dict[str, Any], members: tuple[Any, Any], key: Any) -> tuple[Any, Any]:
+    """The model of the members, and the set that stands for it."""
     kind = setting["kind"]
     if kind == "private":
-        return _private(task, setting, *members).distill(ipc=1, key=key)
+        private = _private(task, setting, *members)
+        return private.model, private.distill(ipc=1, key=key)
     model = fit_ridge(_features(task, setting), *members)
-    if kind == "noise":
+    return model, _of_model(kind, model, members, key)
+
+
+def _of_model(kind: str, model: Any, members: tuple[Any, Any], key: Any) -> Any:
+    if kind in ("noise", NETWORK):
         return distill(model, ipc=1, key=key)
     if kind == "nearest spanning set":
         return distill(model, ipc=5, realistic="closest", reference=members, key=key)
@@ -171,7 +192,8 @@ def _text(options: Any, d: int, scored: list[dict[str, Any]], attacked: list[dic
         kinds.setdefault(name, []).append(row)
     table = []
     for name, found in kinds.items():
-        line = [name, found[0]["images"], common.percent(float(np.mean([row["accuracy"] for row in found])))]
+        scores = (float(np.mean([row[one] for row in found])) for one in ("accuracy", "accuracy_full"))
+        line = [name, found[0]["images"], " of ".join(map(common.percent, scores))]
         for attack in ("loss", "likelihood_ratio"):
             for rate in ("auc", "tpr_at_0_1_percent", "tpr_at_1_percent"):
                 line.append(_mean(found, lambda row, a=attack, r=rate: row[a][r]["value"]))
@@ -190,13 +212,16 @@ def _text(options: Any, d: int, scored: list[dict[str, Any]], attacked: list[dic
         "none.\n\n"
         + common.markdown_table(["epsilon", *told], costs)
         + f"\nAttacks, with {attacked[0]['loss']['num_members']} members and as many others: mean and "
-        "standard deviation over seeds; the last two columns are the nearest member / other image in dB, and "
-        "how much better classes of members are named.\n\n"
+        "standard deviation over seeds. Accuracy is on the test set, of the retrained and of the full model; "
+        "the last two columns are the nearest member / other image in dB, and how much better classes of "
+        "members are named.\n\n"
         + common.markdown_table(["set", "images", "accuracy, %", *attacks, "nearest, dB", "labels"], table)
     )
 
 
-def _figures(options: Any, task: Task, scored: list[dict[str, Any]]) -> list[str]:
+def _figures(
+    options: Any, task: Task, scored: list[dict[str, Any]], attacked: list[dict[str, Any]]
+) -> list[str]:
     curves = []
     for width, spectrum in sorted({(row["width"], row["spectrum"]) for row in scored}):
         means = [100 * _accuracy(scored, epsilon, width, spectrum)[0] for epsilon in options.epsilons]
@@ -206,12 +231,35 @@ def _figures(options: Any, task: Task, scored: list[dict[str, Any]]) -> list[str
     drawn = [str(draw_panels([panel], path, f"delta {DELTA:g}, add-or-remove"))]
     lines = []
     for epsilon in options.epsilons:
-        setting = {"seed": 0, "width": task.x.shape[1], "epsilon": epsilon, "spectrum": "shrink"}
+        setting = dict(zip(KEYS, (task.name, "private", epsilon, task.x.shape[1], "shrink", 0), strict=True))
         small = _private(task, setting, task.x, task.y).distill(ipc=1, key=split_keys(0)[2])
         lines.append(Row(f"epsilon {epsilon:g}", small.with_context(task.preprocess, None).images))
     path = options.figures / f"{options.dataset}_private_images.png"
     drawn.append(str(draw_rows(lines, task.class_names, path, "private sets, one image per class")))
-    return drawn
+    row = next(row for row in attacked if row["kind"] == NETWORK and row["seed"] == 0)
+    return [*drawn, _draw_noise(options, task, row)]
+
+
+def _draw_noise(options: Any, task: Task, row: dict[str, Any]) -> str:
+    """The noise set of a network, the nearest member of each image, and what an attacker gets of it."""
+    members, _ = _halves(options, task, 0)
+    _, small = _make(task, row, members, split_keys(0)[2])
+    images = small.with_context(task.preprocess, None).images
+    pool = task.preprocess.inverse(members[0])
+    near = nearest_examples(images, pool)
+    kept = " of ".join(common.percent(row[one]) for one in ("accuracy", "accuracy_full"))
+    found = row["likelihood_ratio"]
+    hits = common.percent(found["tpr_at_1_percent"]["value"])
+    note = (
+        f"network, {len(pool)} members: LiRA finds {hits} % of them at 1 % false positives, "
+        f"AUC {found['auc']['value']:.3f}"
+    )
+    lines = [
+        Row(f"noise set\n{kept} %", images),
+        Row(f"nearest member\n{near.psnr.max():.1f} dB at most", pool[near.rows]),
+    ]
+    path = options.figures / f"{options.dataset}_noise_attacked.png"
+    return str(draw_rows(lines, task.class_names, path, note))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ WRITES = {
         f"figures/digits_{name}.png" for name in ("linear", "network_noise", "overview", "realistic")
     ],
     "privacy": [
-        *("figures/digits_privacy.png", "figures/digits_private_images.png"),
+        *(f"figures/digits_{name}.png" for name in ("privacy", "private_images", "noise_attacked")),
         *("results/digits_privacy.md", "results/digits_privacy.jsonl"),
     ],
     "ntk_mnist": ["figures/digits_ntk.png", "results/digits_ntk.md", "results/digits_ntk.jsonl"],
@@ -24,7 +24,9 @@ def run(name, *words, folder):
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize("name", [pytest.param("figures", marks=pytest.mark.long), "ntk_mnist"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("figures", "privacy")), "ntk_mnist"]
+)
 def test_the_quick_run_writes_its_tables_and_pictures(name, tmp_path):
     run(name, folder=tmp_path)
     assert [path for path in WRITES[name] if not (tmp_path / "quick" / path).stat().st_size] == []

@@ -73,7 +73,7 @@ def distill(options: argparse.Namespace) -> int:
     check_labels(options, chosen)
     check_private(options, chosen)
     folder = writable_folder(options.out)
-    lam = number("lam", options.lam, ("auto",))
+    lam = number("lam", options.lam, ("auto",) if options.epsilon is None else ("auto", "tuned"))
     lam_s = number("lam_s", options.lam_s, ("auto",) if chosen.is_kernel else ("max", "auto"))
     progress = sys.stderr.isatty() and not options.json
 

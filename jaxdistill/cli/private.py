@@ -12,6 +12,7 @@ from jaxdistill.errors import BudgetError, InputError
 NEIGHBOURS = ("add-or-remove", "replace-one")
 SPECTRA = ("shrink", "clip")
 PUBLIC = ("features", "preprocess")
+_FITTED = ("standardize", "zca")
 # Options that mean something with a budget only, and those that would look at private examples.
 _PRIVATE = ("delta", "neighbours", "clip", "target_clip", "spectrum", "public")
 _PRIVATE_EXAMPLES = ("realistic", "start")
@@ -20,7 +21,8 @@ _PRIVATE_EXAMPLES = ("realistic", "start")
 def add_private_options(parser: argparse.ArgumentParser) -> None:
     """Options of the promise."""
     group = parser.add_argument_group(
-        "privacy", "With --epsilon, all that is written is differentially private."
+        "privacy",
+        "With --epsilon, all that is written is differentially private; --lam tuned pays for its choice.",
     )
     group.add_argument("--epsilon", type=float, help="what is promised; 1 is usual")
     group.add_argument("--delta", type=float, help="what is left out, well below one over the examples")
@@ -53,36 +55,30 @@ def check_private(options: argparse.Namespace, chosen: Any) -> None:
         raise InputError(f"{chosen.kind} has no moments to make private; use a feature map, such as fourier")
     if options.intercept:
         raise InputError("private moments hold no means for an intercept; leave --intercept out")
-    if chosen.kind == "encoder":
-        _check_encoder(options)
     for name in _PRIVATE_EXAMPLES:
         if getattr(options, name) not in (None, "noise"):
             raise BudgetError(f"--{name} would start from private examples; leave it out")
+    declared = options.public or ()
     if options.validation != "auto":
         raise BudgetError(
-            "--validation would choose lam by private data; leave it out, or give --lam a number"
+            "--validation would choose lam by private data for nothing; use --lam tuned, which is paid for"
         )
-    if chosen.kind == "fourier" and chosen.lengthscale is None and "features" not in (options.public or ()):
+    if chosen.kind == "fourier" and chosen.lengthscale is None and "features" not in declared:
         raise BudgetError(
             "the default lengthscale is measured on the data; give --lengthscale, such as 7 for 28 x 28 "
             "pixels in [0, 1], or declare it public: --public features"
         )
-
-
-def _check_encoder(options: argparse.Namespace) -> None:
-    """Raise before minutes of training where the fit would refuse afterwards."""
-    declared = options.public or ()
-    if "features" not in declared:
+    if chosen.kind == "encoder" and "features" not in declared:
         raise BudgetError(
-            "an encoder is trained on the private data; choose other features, or declare it public: "
+            "--features encoder trains on private examples; use other features, or declare it public: "
             "--public features"
         )
-    if options.preprocess in ("standardize", "zca") and "preprocess" not in declared:
+    if options.preprocess in _FITTED and "preprocess" not in declared:
         raise BudgetError(
-            f"{options.preprocess} constants are fitted on data; give --preprocess none, or declare them "
-            "public: --public features preprocess"
+            f"--preprocess {options.preprocess} takes constants from private examples; use none, or declare "
+            "them public: --public preprocess"
         )
-    if options.clip is None:
+    if chosen.kind == "encoder" and options.clip is None:  # before it is trained
         raise InputError(
             "encoder features have no bound, so one example could add anything; give --clip, the largest "
             "norm that is kept, chosen without the data"

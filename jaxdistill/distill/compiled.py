@@ -21,7 +21,7 @@ mean_of = jax.jit(mean_features)
 
 @partial(jax.jit, static_argnums=(2, 3))
 def reduced(weights: Array, gram: Array, rank: int, intercept: bool) -> tuple[Array, Array, Array]:
-    """Weights of a rank, labels that they can have, about zero with an intercept, and the share that is lost."""
+    """Weights of a rank, labels for them (about zero with an intercept), and the share that is lost."""
     target, rows, lost = reduce_rank(weights, gram, rank)
     return target, from_contrasts(rows) if intercept else rows, lost
 

@@ -171,7 +171,7 @@ def _quadratic(
         weights = trained.weights
         cross = gram @ weights
         parts = gram, cross, np.sum(weights * cross)
-        if means is not None:  # of the model's outputs on the data
+        if means is not None and trained.intercept is not None:  # of the model's outputs on the data
             means = means[0], means[0] @ weights + trained.intercept
     return jax.tree.map(jax.numpy.asarray, Quadratic(*parts, means))
 

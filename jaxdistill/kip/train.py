@@ -57,8 +57,8 @@ def train(
 
     Minimises ``1/2n |k(X, Xs) (K_ss + reg tr(K_ss)/m I)^-1 Ys - Y|^2`` over Xs, on all targets or on
     class-balanced batches, with labels fixed, learned or solved. With finitely many features and all
-    targets it runs on their moments, exactly, at a cost per step that does not depend on n. For a model with an
-    intercept the set's ridge regression has one too.
+    targets it runs on their moments, exactly, at a cost per step that does not depend on n. For a model
+    with an intercept the set's ridge regression has one too.
 
     Args:
         model: A ridge model, whose features are used and whose weights the set is compared with; or a

@@ -153,7 +153,7 @@ def _examples(small: DistilledSet, pair: tuple[Any, Any], name: str) -> ArraySou
     if found.num_targets != k or (told is not None and told != kind):
         raise InputError(
             f"{name} have {kind} targets of {found.num_targets} columns, and the set was made for "
-            f"{told or 'targets'} of {k}; give the labels that it was made from"
+            f"{'' if told is None else f'{told} '}targets of {k}; give the labels that it was made from"
         )
     return found
 

@@ -22,7 +22,8 @@ _ORIGINS = {
     "digest": "the rest of the file",
     "meta/certificate/num_test": "no test example: always 0",
     "meta/certificate": "the set itself, retrained, and the weights in the file",
-    **{f"meta/recipe/{name}": _ASKED for name in ("construction", "labels", "lam", "lam_s", "privacy/")},
+    "meta/recipe/lam": "the budget and the request, or a choice that was paid for",
+    **{f"meta/recipe/{name}": _ASKED for name in ("construction", "labels", "lam_s", "privacy/")},
     **{
         f"meta/recipe/{name}": _PAID
         for name in ("rank", "count", "lost", "largest_lam_s", "scale", "num_train", "solver", "full_model/")

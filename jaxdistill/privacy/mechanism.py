@@ -20,16 +20,21 @@ from jaxdistill.privacy.budget import Budget, Neighbours, Spent, remaining_mu
 from jaxdistill.privacy.clipping import ClippedFeatures, clipped_targets, feature_clip, joint_sensitivity
 from jaxdistill.privacy.noise import secure_normal, symmetric_noise
 from jaxdistill.privacy.spectrum import SPECTRA, Spectrum, blind_penalty, factor_mended, noise_edge
+from jaxdistill.privacy.tuning import FACTORS, choice_price, exponential_choice, score_weights
 from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
-from jaxdistill.ridge.path import path_weights
+from jaxdistill.ridge.path import RidgePath, path_weights
 from jaxdistill.ridge.source import ArraySource
 from jaxdistill.ridge.targets import TargetKind, detect_targets
 from jaxdistill.sets.artifact import DistilledSet
 
 # What a user can declare to be public.
 PUBLIC = ("features", "preprocess")
+_CHOICES = {
+    "auto": "sigma sqrt(p / 2), without the data",
+    "tuned": f"drawn among {len(FACTORS)} multiples of sigma sqrt(p / 2) by the exponential mechanism",
+}
 
 
 @final
@@ -88,7 +93,7 @@ def fit_private_ridge(
     budget: Budget,
     clip: float | None = None,
     target_clip: float | None = None,
-    lam: float | Literal["auto"] = "auto",
+    lam: float | Literal["auto", "tuned"] = "auto",
     spectrum: Spectrum = "shrink",
     rank: int | None = None,
     preprocess: AbstractPreprocess | None = None,
@@ -112,6 +117,8 @@ def fit_private_ridge(
         clip: Norm that features are clipped to. Default: the bound that the map has.
         target_clip: Norm that real-valued targets are clipped to; classes need none.
         lam: Penalty, chosen without the data; "auto" is :func:`~jaxdistill.privacy.spectrum.blind_penalty`.
+            "tuned" spends a tenth of epsilon on choosing a multiple of that by the data: for few examples
+            and a large epsilon.
         spectrum: "shrink" or "clip": how eigenvalues of noisy moments are mended.
         rank: Leading eigenvectors of the noisy G that are kept; default all.
         preprocess: The transform that x came from, if any; one with constants must be public or paid for.
@@ -125,7 +132,7 @@ def fit_private_ridge(
     Raises:
         BudgetError: the budget is spent, or features or preprocessing were fitted and not paid for.
         InputError: data that are not bounded, without a norm to clip to, or that do not fit.
-        PenaltyError: lam is not positive.
+        PenaltyError: lam is no positive number.
 
     Example:
         >>> import jax, numpy as np
@@ -140,7 +147,8 @@ def fit_private_ridge(
         >>> float(np.mean(private.model.predict(x).argmax(axis=1) == y.argmax(axis=1))) > 0.99
         True
 
-    Source: Balle and Wang 2018 (noise); Dwork et al. 2014, Sheffet 2017 (noisy moments); the joint
+    Source: Balle and Wang 2018 (noise); Dwork et al. 2014, Sheffet 2017 (noisy moments); McSherry and
+    Talwar 2007 (choice of lam); the joint
     sensitivity and the set made of it are this package's.
     """
     check_choice("spectrum", spectrum, SPECTRA)
@@ -153,15 +161,16 @@ def fit_private_ridge(
     if rank is not None and not (isinstance(rank, int) and 1 <= rank <= p):
         raise InputError(f"rank is {rank!r}; keep between 1 and {p} directions")
     sensitivity = joint_sensitivity(budget.neighbours)
+    if lam == "tuned":
+        spent = (*spent, choice_price(budget.epsilon))
     mu = remaining_mu(budget, spent)
     sigma = sensitivity / mu
-    penalty = blind_penalty(sigma, p) if lam == "auto" else check_penalty("lam", lam) / c**2
+    penalty = blind_penalty(sigma, p) if lam in ("auto", "tuned") else check_penalty("lam", lam) / c**2
     if penalty == 0:
         raise PenaltyError("lam is 0, and noisy moments are singular; give a positive number or 'auto'")
 
-    exact = accumulate_moments(
-        ClippedFeatures(features, c), replace(source, y=targets), dtype=source.dtype, progress=progress
-    )
+    source, clipped = replace(source, y=targets), ClippedFeatures(features, c)
+    exact = accumulate_moments(clipped, source, dtype=source.dtype, progress=progress)
     noisy = _release(exact, sigma, budget.neighbours)
     if kind is TargetKind.CENTRED:  # rows of Y sum to zero, so what is else in C is noise
         noisy = replace(noisy, cross=noisy.cross - noisy.cross.mean(axis=1, keepdims=True))
@@ -174,6 +183,8 @@ def fit_private_ridge(
         spectrum,
         p if rank is None else rank,
     )
+    if lam == "tuned":
+        penalty = _tuned(path, penalty, clipped, source, kind, budget)
     weights = in_float64(path_weights, path, penalty) * (t / c)
     check_finite("the private weights", weights)
     model = RidgeModel(
@@ -200,7 +211,7 @@ def fit_private_ridge(
         "noise": sigma,
         "clip": c,
         "target_clip": t,
-        "lam": "sigma sqrt(p / 2), without the data" if lam == "auto" else "given, chosen without the data",
+        "lam": _CHOICES.get(str(lam), "given, chosen without the data"),
         "spectrum": spectrum,
         "directions": p if rank is None else rank,
         "examples": "public"
@@ -210,6 +221,22 @@ def fit_private_ridge(
         "spent": [vars(one) for one in spent],
     }
     return PrivateModel(model, noisy, sigma, statement, preprocess)
+
+
+def _tuned(
+    path: RidgePath,
+    penalty: float,
+    features: ClippedFeatures,
+    source: ArraySource,
+    kind: TargetKind,
+    budget: Budget,
+) -> float:
+    """The multiple of a penalty that was drawn by how well its weights answer on the data."""
+    candidates = penalty * FACTORS
+    weights = np.stack([np.asarray(in_float64(path_weights, path, one)) for one in candidates])
+    scores = score_weights(features, source.x, source.y, weights, classes=kind is not TargetKind.REAL)
+    price = choice_price(budget.epsilon).epsilon
+    return float(candidates[exponential_choice(scores, price, budget.neighbours)])
 
 
 def _release(exact: Moments, sigma: float, neighbours: Neighbours) -> Moments:

@@ -16,11 +16,29 @@ from jaxtyping import Float64
 from scipy.special import ndtri
 
 
+def secure_uniform(*shape: int) -> Float64[np.ndarray, ...]:
+    """Independent numbers in (0, 1), 53 bits each, from the operating system's entropy; there is no seed.
+
+    A key of JAX would be 64 bits that lie in a script or a log; whoever has it subtracts the noise.
+
+    Args:
+        *shape: Shape of the array.
+
+    Example:
+        >>> drawn = secure_uniform(100)
+        >>> bool(drawn.min() > 0), bool(drawn.max() < 1)
+        (True, True)
+    """
+    raw = np.frombuffer(secrets.token_bytes(8 * math.prod(shape)), np.uint64)
+    # The middle of one of 2^53 equal steps: never 0 or 1. The shift first, so that halves stay exact.
+    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return np.minimum(uniform, 1 - 2.0**-53).reshape(shape)
+
+
 def secure_normal(*shape: int) -> Float64[np.ndarray, ...]:
     """Independent standard normal numbers from the operating system's entropy; there is no seed.
 
-    53 bits a number through the inverse of the distribution function, so tails to 8.2 standard deviations. A
-    key of JAX would be 64 bits that lie in a script or a log; whoever has it subtracts the noise.
+    Through the inverse of the distribution function, so tails to 8.2 standard deviations.
 
     Args:
         *shape: Shape of the array.
@@ -29,10 +47,7 @@ def secure_normal(*shape: int) -> Float64[np.ndarray, ...]:
         >>> secure_normal(2, 3).shape, bool((secure_normal(4) == secure_normal(4)).any())
         ((2, 3), False)
     """
-    raw = np.frombuffer(secrets.token_bytes(8 * math.prod(shape)), np.uint64)
-    # The middle of one of 2^53 equal steps: never 0 or 1. The shift first, so that halves stay exact.
-    uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return ndtri(np.minimum(uniform, 1 - 2.0**-53)).reshape(shape)
+    return ndtri(secure_uniform(*shape))
 
 
 def symmetric_noise(size: int) -> Float64[np.ndarray, "p p"]:

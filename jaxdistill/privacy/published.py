@@ -11,9 +11,10 @@ import numpy as np
 from jaxdistill.distill.exact import exact_features
 from jaxdistill.errors import AssumptionError, BudgetError, InputError
 from jaxdistill.features import Linear
-from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.privacy.budget import Budget
 from jaxdistill.privacy.noise import secure_normal
+from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.source import ArraySource
 from jaxdistill.sets.artifact import DistilledSet
@@ -72,7 +73,7 @@ def published_noise(
     Raises:
         AssumptionError: an assumption of the theorem fails; the message names it.
         BudgetError: epsilon or delta out of range.
-        InputError: shapes that do not fit.
+        InputError: shapes that do not fit, or what is no number.
 
     Example:
         >>> import numpy as np
@@ -91,7 +92,11 @@ def published_noise(
     k = source.num_targets
     if rows.ndim != 2 or rows.shape[1] != k:
         raise InputError(f"labels have shape {rows.shape}, expected (m, {k})")
-    if lam != 0:
+    check_finite("labels", rows)
+    for name, value in (("radius", radius), ("smallest", smallest)):
+        if not isinstance(value, (int, float, np.number)):
+            raise InputError(f"{name} is {value!r}; give a number")
+    if check_penalty("lam", lam) != 0:
         raise AssumptionError(
             f"Theorem 6.2 needs lam = 0, and the model has lam = {lam:g}; fit it with lam=0"
         )
@@ -153,6 +158,7 @@ def distill_published(
 
     Raises:
         AssumptionError: an assumption of the theorem fails; the message names it.
+        InputError: a size that makes no sense, or examples that do not fit the model.
 
     Example:
         >>> import numpy as np
@@ -167,6 +173,9 @@ def distill_published(
 
     Source: CHW, Theorem 6.2.
     """
+    source = ArraySource.of(x, y, num_features=1, num_inputs=model.features.num_inputs)
+    if not (isinstance(size, int) and size > 0):
+        raise InputError(f"size is {size!r}; ask for a number of examples, more than k")
     if not isinstance(model.features, Linear):
         raise AssumptionError(
             f"Theorem 6.2 is for linear models, and the features are {model.features.kind}; use Linear"
@@ -179,8 +188,8 @@ def distill_published(
     assert lam is not None  # a model of data has a penalty
     labels = secure_normal(size, model.weights.shape[1])
     noise = published_noise(
-        x,
-        y,
+        source.x,
+        source.y,
         labels,
         lam=lam,
         epsilon=epsilon,

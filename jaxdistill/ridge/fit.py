@@ -56,8 +56,8 @@ def fit_ridge(
     weights do not solve their normal equations (``model.residual``), the factorisation is one of the features
     themselves, in float64 and free of their units.
 
-    With an intercept b, which no penalty holds down, all of this is of features and targets minus their means,
-    and ``b = mean(Y) - mean(Phi) B``.
+    With an intercept b, which no penalty holds down, all of this is of features and targets minus their
+    means, and ``b = mean(Y) - mean(Phi) B``.
 
     Args:
         features: Feature map phi, d -> p.
@@ -251,8 +251,8 @@ def _model(
         path, dropped = factor, 0.0 if weights is not None else _dropped(factor, lam, moments.gram)
     found = in_float64(path_weights, path, lam) if weights is None else weights
     if kind is TargetKind.CENTRED or (intercept and kind is TargetKind.ONE_HOT):
-        # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide that
-        # its rank is k - 1.
+        # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide
+        # that its rank is k - 1.
         found = found - found.mean(axis=1, keepdims=True)
     check_finite("the ridge weights", found)
     found = features.within_span(found)

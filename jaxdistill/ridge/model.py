@@ -108,9 +108,9 @@ class RidgeModel:
     ) -> Self:
         """Make a model of any linear head, whatever trained it: no data are needed to distil it.
 
-        ``f(x) = phi(x) B + b`` with B and b given: the last layer of a network, a logistic regression, a linear
-        support vector machine. *Ridge* regression on its distilled set returns it. What needs moments of data
-        (reduced rank, projection, weighted labels, KIP on moments) says so.
+        ``f(x) = phi(x) B + b`` with B and b given: the last layer of a network, a logistic regression, a
+        linear support vector machine. *Ridge* regression on its distilled set returns it. What needs
+        moments of data (reduced rank, projection, weighted labels, KIP on moments) says so.
 
         Args:
             features: Feature map phi, d -> p.
@@ -158,7 +158,10 @@ class RidgeModel:
             # Outputs that sum to zero, as those of a softmax regression, are those of centred class rows.
             sums = np.vstack([head, level]).sum(axis=1)
             size = np.linalg.norm(head) + np.linalg.norm(level)
-            if kind is TargetKind.ONE_HOT and np.max(np.abs(sums)) <= np.sqrt(np.finfo(np.float64).eps) * size:
+            if (
+                kind is TargetKind.ONE_HOT
+                and np.max(np.abs(sums)) <= np.sqrt(np.finfo(np.float64).eps) * size
+            ):
                 kind = TargetKind.CENTRED
         return cls(features, head, None, None, None, 0.0, None, kind, intercept=level)
 

@@ -57,7 +57,7 @@ class AbstractSet(abc.ABC):
 
     @property
     def digest(self) -> str:
-        """Fingerprint of what training sees: inputs, labels, penalty, feature map or kernel, any intercept."""
+        """Fingerprint of what training sees: inputs, labels, penalty, map or kernel, and any intercept."""
         told = {"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)}
         if self.intercept is not None:
             told["trains_intercept"] = np.True_

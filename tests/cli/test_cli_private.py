@@ -56,11 +56,15 @@ def test_the_promise_is_printed(capsys, tmp_path):
         (("--epsilon", "1", *FOURIER), "--epsilon needs --delta"),
         (("--delta", "1e-5"), "--delta is for private sets; give --epsilon too"),
         (("--clip", "1"), "--clip is for private sets"),
-        (BUDGET, "standardize constants are fitted on data"),
+        (BUDGET, "--preprocess standardize takes constants from private examples; use none, or declare"),
+        ((*BUDGET, "--lam", "tuned", "--features", "linear", "--preprocess", "none"), "no bound"),
+        (("--lam", "tuned"), "tuned"),
         ((*BUDGET, "--preprocess", "none"), "linear features have no bound"),
         ((*BUDGET, "--features", "fourier"), "the default lengthscale is measured on the data"),
-        ((*BUDGET, "--features", "encoder", "--preprocess", "none"), "an encoder is trained"),
-        ((*BUDGET, "--features", "encoder", "--public", "features"), "standardize constants are fitted"),
+        (
+            (*BUDGET, "--features", "encoder", "--preprocess", "none"),
+            "--features encoder trains on private examples",
+        ),
         (
             (*BUDGET, "--features", "encoder", "--preprocess", "none", "--public", "features"),
             "encoder features have no bound",
@@ -93,4 +97,4 @@ def test_labels_of_another_kind_are_refused_by_an_attack(capsys, tmp_path):
     for name, y in targets.items():
         np.savez(tmp_path / f"{name}.npz", **x, **y)
         status, _, error = run(capsys, "attack", str(file), "--dataset", str(tmp_path / f"{name}.npz"))
-        assert status == 2 and "the set was made for one-hot of 10" in error
+        assert status == 2 and "the set was made for one-hot targets of 10" in error

@@ -6,7 +6,7 @@ import pytest
 
 import jaxdistill as jd
 from jaxdistill.distill.exact import retrain
-from jaxdistill.errors import AssumptionError, BudgetError, InputError
+from jaxdistill.errors import AssumptionError, BudgetError, InputError, PenaltyError
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.privacy.published import distill_published, published_noise
 
@@ -69,6 +69,33 @@ def test_a_budget_out_of_range_is_refused(data, name, value):
 def test_labels_of_another_shape_are_refused(data):
     with pytest.raises(InputError, match=r"labels have shape \(7, 2\), expected \(m, 3\)"):
         published_noise(*data[:2], data[2][:, :2], lam=0.0, **TOLD)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        ({"labels": np.full((7, 3), np.nan)}, InputError, "labels"),
+        ({"radius": "3"}, InputError, "radius is '3'; give a number"),
+        ({"smallest": None}, InputError, "smallest is None; give a number"),
+        ({"lam": "auto"}, PenaltyError, "lam is 'auto'"),
+        ({"lam": np.nan}, PenaltyError, "lam is nan"),
+    ],
+)
+def test_what_is_no_number_is_refused(data, changes, error, told):
+    x, y, labels = data
+    with pytest.raises(error, match=told):
+        published_noise(x, y, **({"labels": labels, "lam": 0.0} | TOLD | changes))
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "told"),
+    [(-3, 6, "size is -3"), (7.0, 6, "size is 7.0"), (7, 5, r"\(80, 5\), expected \(n, 6\)")],
+)
+def test_sets_that_make_no_sense_are_refused(data, size, columns, told):
+    x, y, _ = data
+    model = jd.fit_ridge(jd.features.Linear(6), x, y, lam=0.0)
+    with pytest.raises(InputError, match=told):
+        distill_published(model, x[:, :columns], y, size=size, **TOLD)
 
 
 def test_the_released_pair_gives_the_weights_away(data):
