@@ -81,7 +81,7 @@ def stored_labels(
     gram: Array | None = None,
     means: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
-    """Soft labels of stored inputs with their penalty, of ``(B, b)``; None asks for the self-conditioning one.
+    """Soft labels of stored inputs with their penalty, of ``(B, b)``; None: the self-conditioning one.
 
     With a Gram matrix of the training data they are the weighted ones.
     """
