@@ -63,7 +63,8 @@ def _check_platform() -> None:
 
     from jaxdistill.numerics.placement import local_devices
 
-    if jax.config.jax_platforms:  # else JAX takes what there is, when it is needed
+    # Else JAX takes what there is, when it is needed.
+    if jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
         local_devices()
 
 

@@ -91,7 +91,7 @@ def local_devices() -> tuple[Any, ...]:
     try:
         return tuple(jax.local_devices())
     except (RuntimeError, AssertionError) as error:  # the latter has no words
-        wanted = jax.config.jax_platforms
+        wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         if not wanted:
             raise
         reason = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split()).rstrip(".")
