@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # its environment has everything
     share_compiled_programs(config)
+    if QUICK:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     if QUICK and knows(QUICK_FLAGS):
         # XLA reads them when the first device is asked for.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}"

@@ -194,6 +194,13 @@ def _verdict_in_float64(r: dict[str, Any]) -> list[str]:
             "certificate  not exact: the full model itself is not the ridge solution: it leaves a residual "
             f"of {r['residual_full']:.0e}, rounding explains {r['residual_tolerance']:.0e}"
         ]
+    seen = r.get("training_error")
+    if seen is not None and r["m"] >= r["rank"] and r["relative_weight_error"] <= r["tolerance"] < seen:
+        return [
+            "certificate  not exact: the weights are within rounding, but predictions on the training data "
+            f"differ by {seen:.0e}, since features differ so much in size or hardly from each other; try "
+            "--dtype float64"
+        ]
     if r["settings"] is not None:
         return [
             "certificate  not exact: without a small feature map no small set is; no labels bring these "

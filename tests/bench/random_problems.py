@@ -250,8 +250,9 @@ def outcome_of(rng: Rng, **fixed: Any) -> tuple[str, Problem, str]:
         return f"refused: {type(error).__name__}", problem, str(error)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        told = f"{type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}:{place.lineno})"
-        return CRASHED, problem, told
+        words = f"{type(error).__name__}: {str(error)[:200]} ({Path(place.filename).name}:{place.lineno})"
+        return CRASHED, problem, words
+    assert model.lam is not None  # it was trained
     phi = features_of(problem.features, x)
     wide = np.asarray(y, np.float64)
     full = trained(phi, wide, model.lam, problem.intercept)
