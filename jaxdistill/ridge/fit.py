@@ -15,6 +15,7 @@ from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
+from jaxdistill.ridge.moments_source import MomentsSource
 from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
 from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
@@ -62,7 +63,7 @@ def fit_ridge(
         features: Feature map phi, d -> p.
         x: Inputs, shape (n, d), as the feature map sees them. Or, with y left out, a stream of chunks
             ``(x, y)`` that need not fit into memory: :func:`~jaxdistill.data.stored.open_rows` of files, an
-            iterable, or a function that returns a fresh iterator.
+            iterable, or a function that returns a fresh iterator. Or the ``source()`` of saved moments.
         y: Targets, shape (n, k): one-hot rows, centred one-hot rows, or real values.
         lam: Penalty, or "auto" to choose it among ``lams``: by the share of wrong answers for one-hot
             targets, by the mean squared error for real ones.
@@ -164,7 +165,10 @@ def _factor(
         f"factorising a {side} x {side} Gram matrix of {p} features in float64",
         "use fewer features, fewer examples, or a machine with more memory",
     )
-    moments = accumulate_moments(features, source, dtype=dtype, shifted=intercept, progress=progress)
+    if isinstance(source, MomentsSource):
+        moments = source.moments if intercept else source.moments.about(0.0, 0.0)
+    else:
+        moments = accumulate_moments(features, source, dtype=dtype, shifted=intercept, progress=progress)
     if intercept:
         moments = moments.centred()
     return moments, _path(features, moments, source, intercept, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, final
@@ -232,6 +233,8 @@ def accumulate_moments(
     *,
     dtype: Any = np.float32,
     shifted: bool = False,
+    begin: Moments | None = None,
+    each: Callable[[Moments], None] | None = None,
     progress: bool = False,
 ) -> Moments:
     """Moments of a data set, streamed in chunks over all local devices; sums in float64.
@@ -241,6 +244,8 @@ def accumulate_moments(
         source: Inputs and targets.
         dtype: Precision of the features and of the product Phi^T Phi.
         shifted: Whether to sum about the means of the first chunk, as an intercept needs it.
+        begin: Moments of the first rows, whole chunks of them, where a pass that was killed goes on.
+        each: Called with the moments after every chunk, whose buffers the next one takes.
         progress: Whether to show a bar.
 
     Returns:
@@ -252,8 +257,10 @@ def accumulate_moments(
         features = jax.device_put(features, everywhere)
         # From the host: JAX would compile a program for each array of zeros.
         zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, source.num_targets)))
-        moments = None if shifted else jax.device_put(zeros, everywhere)
-        for (x, y), mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
+        start = 0 if begin is None else int(begin.count)
+        moments = None if shifted and begin is None else jax.device_put(begin or zeros, everywhere)
+        total = None if source.num_rows is None else source.num_rows - start
+        for (x, y), mask in padded(source.chunks(start), size, total=total, progress=bar):
             block = (x.astype(dtype, copy=False), y, mask)
             if jax.local_device_count() > 1:  # one device takes the rows without a copy
                 block = jax.device_put(block, by_row)
@@ -263,4 +270,6 @@ def accumulate_moments(
             # Rows are read while the device works, but only one chunk ahead of it.
             jax.block_until_ready(moments)
             moments = _add_chunk(moments, features, *block)
+            if each is not None:
+                each(moments)
         return jax.tree.map(np.asarray, zeros if moments is None else moments)

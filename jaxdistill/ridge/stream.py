@@ -181,11 +181,12 @@ class StreamSource(AbstractSource):
         return pending
 
 
-def source_of(x: Any, y: Any, *, num_inputs: int | None, num_features: int) -> ArraySource | StreamSource:
+def source_of(x: Any, y: Any, *, num_inputs: int | None, num_features: int) -> AbstractSource:
     """The source of what a fit is given: arrays, or with y left out a stream.
 
     Args:
-        x: Inputs, shape (n, d); or rows, an iterable of pairs ``(x, y)``, or a function that returns one.
+        x: Inputs, shape (n, d); or rows, an iterable of pairs ``(x, y)``, or a function that returns one; or
+            a source as it is.
         y: Targets, shape (n, k); None with a stream.
         num_inputs: d; None for whatever x has.
         num_features: Numbers that one input becomes.
@@ -194,8 +195,10 @@ def source_of(x: Any, y: Any, *, num_inputs: int | None, num_features: int) -> A
         InputError: arrays without targets, a stream with them, or what does not fit.
     """
     streamed = isinstance(x, AbstractRows) or callable(x) or isinstance(x, Iterator)
+    if y is None and isinstance(x, AbstractSource):
+        return x
     if y is not None:
-        if streamed:
+        if streamed or isinstance(x, AbstractSource):
             raise InputError("a stream yields pairs (x, y) itself; leave y out")
         return ArraySource.of(x, y, num_inputs=num_inputs, num_features=num_features)
     if hasattr(x, "__array__"):
