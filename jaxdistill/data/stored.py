@@ -17,8 +17,8 @@ import numpy as np
 from jaxdistill.data.rows import AbstractRows, Pair
 from jaxdistill.errors import DatasetError
 
-# Bytes of one piece of an array: large beside what a read costs, small beside memory.
-_PIECE_BYTES = 2**24
+# Bytes of one piece of an array: large beside what a read costs, small even once bytes became float64.
+_PIECE_BYTES = 2**22
 
 _HEADERS: dict[Any, Any] = {
     (1, 0): np.lib.format.read_array_header_1_0,

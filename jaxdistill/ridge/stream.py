@@ -85,7 +85,9 @@ class StreamSource(AbstractSource):
             raise InputError(f"chunk 0 has inputs of shape {x.shape}, expected (rows, {expected})")
         if y.ndim != 2:
             raise InputError(f"chunk 0 has targets of shape {y.shape}, expected (rows, k); {NO_CLASSES}")
-        size = chunk_rows(num_features, _MANY if rows.num_rows is None else max(rows.num_rows, 1))
+        # Unlike arrays that are there anyway, chunks that wait take memory: inputs count too.
+        n = _MANY if rows.num_rows is None else max(rows.num_rows, 1)
+        size = chunk_rows(max(num_features, x.shape[1]), n)
         pending = _again(first, pieces) if rows.once else None
         found = data_dtype_of(x)
         return cls(rows, x.shape[1], y.shape[1], x.dtype, found, size, _Seen(rows.num_rows, pending=pending))

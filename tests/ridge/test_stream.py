@@ -38,6 +38,12 @@ def test_chunks_are_equal_whatever_the_pieces_and_begin_anywhere(ends, begin):
         np.testing.assert_array_equal(np.concatenate(found), expected[256 * begin :])
 
 
+def test_chunks_of_wide_inputs_are_no_larger_than_those_of_wide_features():
+    x = np.zeros((600, 2**14), np.float32)
+    source = StreamSource.of(cut(x, np.ones((600, 1))), num_inputs=None, num_features=8)
+    assert source.chunk_size == 256  # 16 MB
+
+
 @pytest.mark.parametrize("lam", (0.0, 0.3, "auto"))
 @pytest.mark.parametrize("intercept", (False, True))
 def test_a_stream_trains_to_the_model_of_the_arrays(lam, intercept):
