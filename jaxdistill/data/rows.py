@@ -104,10 +104,12 @@ class ChunkRows(AbstractRows):
     num_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if not (callable(self.chunks) or isinstance(self.chunks, Iterable)):
+        if isinstance(self.chunks, (str, bytes)) or not (
+            callable(self.chunks) or isinstance(self.chunks, Iterable)
+        ):
             raise InputError(
                 f"chunks of (x, y) come from an iterable or from a function, not from "
-                f"{type(self.chunks).__name__}"
+                f"{type(self.chunks).__name__}; files are opened by jaxdistill.data.stored.open_rows"
             )
 
     @property

@@ -3,6 +3,7 @@
 import itertools
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,6 +174,8 @@ def test_the_member_may_carry_more_in_its_header_than_numpy_writes(tmp_path):
     ("chunks", "told"),
     [
         (3, "not from int"),
+        ("data.npz", "not from str; files are opened by jaxdistill.data.stored.open_rows"),
+        (Path("data.npz"), "not from PosixPath; files are opened"),
         (lambda: 3, "returned int, and no iterable"),
         ([{"x": 1}], "chunk 0 is a dict; give pairs"),
         (
