@@ -32,6 +32,7 @@ def test_the_quick_run_writes_its_tables_and_pictures(name, tmp_path):
     assert [path for path in WRITES[name] if not (tmp_path / "quick" / path).stat().st_size] == []
 
 
+@pytest.mark.long
 def test_a_run_that_was_killed_computes_only_what_is_missing(tmp_path):
     words = ("--networks", "mlp", "--labels", "hard")
     assert run("transfer", *words, folder=tmp_path).count("network=mlp") == 4

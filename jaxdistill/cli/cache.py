@@ -59,6 +59,7 @@ def kept_programs(wanted: bool = True) -> Iterator[str | None]:
     try:
         for name, value in settings.items():
             jax.config.update(name, value)
+        compilation_cache.reset_cache()  # one that this process has opened would keep its own folder
         with _one_line_for_damage(folder, own):
             yield folder
     finally:

@@ -18,7 +18,7 @@ from jaxdistill.cli.distill import add_distill_options, distill
 from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
 from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
 from jaxdistill.cli.moments import add_moments_options, moments
-from jaxdistill.errors import JaxDistillError
+from jaxdistill.errors import InputError, JaxDistillError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        if options.run is not _info:  # which says what it can
+            _check_platform()
         with kept_programs(not options.no_cache):
             return options.run(options)
     except JaxDistillError as error:
@@ -54,6 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxdistill: interrupted; nothing half-written is left behind", file=sys.stderr)
         return 130
+
+
+def _check_platform() -> None:
+    """Raise before any work where a platform or placement that is asked for cannot be had."""
+    import jax
+
+    from jaxdistill.numerics.placement import VARIABLE, placement
+
+    wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if wanted or VARIABLE in os.environ:  # else JAX takes what there is, when it is needed
+        placement()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +109,8 @@ def _info(options: argparse.Namespace) -> int:
 
     import jax
 
+    from jaxdistill.numerics.placement import local_devices, placement
+
     packages = (
         "jaxdistill",
         "jax",
@@ -115,21 +130,34 @@ def _info(options: argparse.Namespace) -> int:
         except metadata.PackageNotFoundError:
             return None
 
+    devices, where, absent = (), None, None
+    try:
+        devices = local_devices()
+        where = placement().title
+    except InputError as error:
+        absent = error
     report = {
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in packages},
-        "backend": jax.default_backend(),
-        "devices": [str(device) for device in jax.devices()],
-        "x64": jax.numpy.zeros(()).dtype == "float64",
+        "backend": devices[0].platform if devices else None,
+        "devices": [str(device) for device in devices],
+        "x64": jax.numpy.result_type(float) == "float64",
         "matmul_precision": "highest, stated at every product",
+        "float64": where,
         "compiled_programs": cache_folder()[0],
         "data_dir": os.environ.get("JAXDISTILL_DATA_DIR"),
         "memory_available": psutil.virtual_memory().available,
     }
     if options.json:
         print(json.dumps(report))
-        return 0
+    else:
+        _print_lines(report)
+    if absent is not None:
+        raise absent
+    return 0
+
+
+def _print_lines(report: dict[str, Any]) -> None:
     for name, value in report.pop("versions").items():
         print(f"{name:<20} {value or 'not installed'}")
     for name, value in report.items():
         print(f"{name.replace('_', ' '):<20} {value}")
-    return 0

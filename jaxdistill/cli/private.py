@@ -78,6 +78,11 @@ def check_private(options: argparse.Namespace, chosen: Any) -> None:
             f"--preprocess {options.preprocess} takes constants from private examples; use none, or declare "
             "them public: --public preprocess"
         )
+    if chosen.kind == "encoder" and options.clip is None:  # before minutes of training
+        raise InputError(
+            "encoder features have no bound, so one example could add anything; give --clip, the largest "
+            "norm that is kept, chosen without the data"
+        )
 
 
 def distill_private(

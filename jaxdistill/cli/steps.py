@@ -88,7 +88,7 @@ def _fit_features(options: argparse.Namespace, chosen: Any, task: Any, lam: Any,
 
 
 def _intercept(options: argparse.Namespace, task: Any) -> bool:
-    """As asked for; else for real values, as everyone's regression has one, and not for classes, as in the paper."""
+    """As asked for; else for real values, as regressions have, and not for classes, as in the paper."""
     return task.class_names is None if options.intercept is None else options.intercept
 
 

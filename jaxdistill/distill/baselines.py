@@ -19,10 +19,11 @@ from jaxdistill.distill.reference import pick_reference
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
-from jaxdistill.numerics.keys import checked_key, host_generator
 from jaxdistill.numerics.contrasts import contrasts
+from jaxdistill.numerics.keys import checked_key, host_generator
 from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.model import RidgeModel, predict
 from jaxdistill.ridge.residual import recorded
 from jaxdistill.ridge.targets import TargetKind
@@ -34,6 +35,7 @@ _RELATIVE_PENALTIES = 10.0 ** np.arange(-6.0, 3.25, 0.25)
 Points = Float[np.ndarray, "c d"]
 
 
+@moving_arrays()
 def baseline(
     name: str,
     model: RidgeModel,
@@ -109,7 +111,7 @@ def baseline(
     else:
         moments = model.moments_for("a baseline")
         means = (moments.feature_shift, moments.target_shift) if model.has_intercept else None
-        told = (model.weights, model.intercept), np.nan, moments.gram, means
+        told = (model.weights, model.intercept), None, moments.gram, means
         rows, penalty = in_float64(stored_labels, model.features, points, *told)
     return DistilledSet(
         x=points,

@@ -38,12 +38,14 @@ from jaxdistill.errors import InputError
 from jaxdistill.numerics.keys import checked_key, split_key
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.residual import recorded
 from jaxdistill.sets.artifact import DistilledSet
 
 
 @within_range
+@moving_arrays()
 def distill(
     model: RidgeModel,
     *,
@@ -68,11 +70,11 @@ def distill(
 
     In closed form where the feature map has an inverse: exact wherever m reaches the rank of the weights.
     For any other map by the spanning equations, ``phi(Xs)^T M = Q``, solved from real examples or noise:
-    exact from about m* = p k / (d + k) examples (:func:`~jaxdistill.solve.spanning.spanning_count`).
-    Below, the best set of its size in mean squared prediction, with the share that is lost in
-    ``recipe["lost"]``. Of a model with an intercept ridge regression with an intercept returns both, from one
-    example more than the rank of the weights: one per class of classes. What was done is in ``recipe``; whether it is exact, only
-    :func:`~jaxdistill.certify` says.
+    exact from about m* = p k / (d + k) examples (:func:`~jaxdistill.solve.spanning.spanning_count`). Below,
+    the best set of its size in mean squared prediction, with the share that is lost in ``recipe["lost"]``.
+    Of a model with an intercept ridge regression with an intercept returns both, from one example more than
+    the rank of the weights: one per class of classes. What was done is in ``recipe``; whether it is exact,
+    only :func:`~jaxdistill.certify` says.
 
     Args:
         model: A trained model.
@@ -196,7 +198,7 @@ def distill(
         target, rows, lost = in_float64(reduced, *arguments)
         if model.has_intercept:
             level = moments.target_shift - moments.feature_shift @ target
-            rows = rows + moments.target_shift
+            rows = np.asarray(rows) + moments.target_shift
     if solved is not None:
         inputs, scaled, fixed_labels, lost = solved.x, None, None, solved.lost
     elif plan.construction is Construction.FIXED:
@@ -298,10 +300,14 @@ def _features(
     if plan.construction is Construction.SPANNING:
         rank = min(plan.rank, plan.size - level)
         features = in_float64(spanning_features, phi, weights, real, rank, sharpness, level)
-        middle = features.mean(axis=0) if level else 0.0
-        means = (middle, label_level(model)) if level else None
-        return choose_scale(phi, lambda lam: features - middle, rows, 0.0, np.inf, scale, means)
-    near = model.moments.feature_shift if level and model.moments is not None else None
+        means = None
+        if level:  # the labels follow, whatever their mean
+            means = features.mean(axis=0), label_level(model)
+            features = features - means[0]
+        return choose_scale(phi, lambda lam: features, rows, 0.0, np.inf, scale, means)
+    near = None
+    if level and model.moments is not None:
+        near = np.asarray(model.moments.feature_shift)
     if plan.construction is Construction.INVERSE:
         assumed = 0.0 if isinstance(lam_s, str) else lam_s
         kind = assumed, plan.soft, level
@@ -334,7 +340,7 @@ def _labels_as_stored(
     model: RidgeModel, plan: Plan, x: np.ndarray, target: np.ndarray, level: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
     """Soft labels and their penalty from the inputs as they are stored, rounding included."""
-    lam_s = np.nan if plan.lam_s == "auto" else plan.lam_s
+    lam_s = None if plan.lam_s == "auto" else plan.lam_s
     data: tuple[Any, ...] = ()
     if plan.labels is LabelKind.WEIGHTED:
         moments = model.moments_for("weighted labels")

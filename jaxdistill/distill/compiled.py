@@ -21,7 +21,7 @@ mean_of = jax.jit(mean_features)
 
 @partial(jax.jit, static_argnums=(2, 3))
 def reduced(weights: Array, gram: Array, rank: int, intercept: bool) -> tuple[Array, Array, Array]:
-    """Weights of a rank, labels that they can have, about zero with an intercept, and the share that is lost."""
+    """Weights of a rank, labels for them (about zero with an intercept), and the share that is lost."""
     target, rows, lost = reduce_rank(weights, gram, rank)
     return target, from_contrasts(rows) if intercept else rows, lost
 
@@ -77,17 +77,17 @@ def stored_labels(
     phi: AbstractFeatureMap,
     x: Array,
     model: tuple[Array, Array | None],
-    lam_s: Array,
+    lam_s: Array | None,
     gram: Array | None = None,
     means: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
-    """Soft labels of stored inputs with their penalty, of ``(B, b)``; NaN asks for the self-conditioning one.
+    """Soft labels of stored inputs with their penalty, of ``(B, b)``; None asks for the usual one.
 
     With a Gram matrix of the training data they are the weighted ones.
     """
     features, (target, intercept) = phi(x), model
     seen = features if intercept is None else contrasts(features)
-    lam = jnp.where(jnp.isnan(lam_s), self_conditioning_penalty(seen), lam_s)
+    lam = self_conditioning_penalty(seen) if lam_s is None else lam_s
     if gram is not None:
         return weighted_labels(features, target, gram, lam, means=means), lam
     return soft_labels(features, target, lam, intercept=intercept), lam

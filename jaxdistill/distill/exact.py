@@ -113,7 +113,7 @@ class InverseFactors(NamedTuple):
         # A dropped direction stays zero; solving it at s' = 1 and lam_s = 0 keeps derivatives finite.
         values, lam = jnp.where(kept, self.values, 1.0), jnp.where(kept, lam_s, 0.0)
         s = jnp.where(kept, recover_singular_values(values, lam, larger), 0.0)
-        return matmul(self.left * s, self.right)
+        return matmul(self.left * s[None], self.right)
 
 
 def exact_features(
@@ -163,7 +163,7 @@ def exact_features(
     inner = exact_features(
         weights, contrasts(labels), None if free is None else contrasts(free), lam_s, larger
     )
-    return from_contrasts(inner) + mean_features(weights, jnp.mean(labels, axis=0) - intercept, near)
+    return from_contrasts(inner) + mean_features(weights, jnp.mean(labels, axis=0) - intercept, near)[None]
 
 
 def mean_features(
@@ -248,7 +248,7 @@ def retrain_with_values(
 ) -> tuple[Float[Array, "p k"], Float[Array, " r"]]:
     """What :func:`retrain` returns, and the singular values of the features."""
     u, s, vt = jnp.linalg.svd(features, full_matrices=False)
-    return matmul(vt.T * ridge_filter(s, features.shape, lam_s), matmul(u.T, labels)), s
+    return matmul(vt.T * ridge_filter(s, features.shape, lam_s)[None], matmul(u.T, labels)), s
 
 
 def ridge_filter(

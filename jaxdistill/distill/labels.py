@@ -63,7 +63,7 @@ def soft_labels(
     """
     if intercept is not None:
         level = intercept + matmul(jnp.mean(features, axis=0), weights)
-        return from_contrasts(soft_labels(contrasts(features), weights, lam_s)) + level
+        return from_contrasts(soft_labels(contrasts(features), weights, lam_s)) + level[None]
     return labels_of_coefficients(features, matmul(pinv(features.T), weights), lam_s)
 
 
@@ -102,13 +102,13 @@ def weighted_labels(
     values, vectors = jnp.linalg.eigh((system + system.T) / 2)
     inverse = reciprocal(values, values > rank_tolerance(values, system.shape))
     right = matmul(vectors.T, matmul(weighted, weights))
-    coefficients = matmul(vectors * inverse, right)
+    coefficients = matmul(vectors * inverse[None], right)
     labels = labels_of_coefficients(seen, coefficients, lam_s)
     if means is None:
         return labels
     feature_mean, target_mean = means
     away = jnp.mean(features, axis=0) - feature_mean
-    return from_contrasts(labels) + target_mean + matmul(matmul(away, seen.T), coefficients)
+    return from_contrasts(labels) + (target_mean + matmul(matmul(away, seen.T), coefficients))[None]
 
 
 def labels_of_coefficients(

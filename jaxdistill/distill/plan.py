@@ -211,7 +211,7 @@ def given_rows(model: RidgeModel, labels: Any, size: int, rank: int) -> np.ndarr
 
 
 def _class_rows_serve(model: RidgeModel, size: int, rank: int) -> bool:
-    """Whether class rows train to the model: not where a class is like all others, or outputs have another sum."""
+    """Whether class rows train to the model: not where outputs have another sum, or too low a rank."""
     try:
         given_rows(model, class_rows(model, size), size, rank)
     except RankError:
@@ -222,8 +222,8 @@ def _class_rows_serve(model: RidgeModel, size: int, rank: int) -> bool:
 def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.ndarray:
     """Random rows that span the outputs of the model evenly, as large as training targets (one-hot rows) are.
 
-    ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns; with an intercept
-    the columns of O sum to zero, and the rows are about the mean of the targets.
+    ``L = O V^T`` with V the right singular vectors of B and O random with orthonormal columns; with an
+    intercept the columns of O sum to zero, and the rows are about the mean of the targets.
     """
     right = np.linalg.svd(model.weights, full_matrices=False)[2][:rank]
     columns = host_generator(key).standard_normal((size, rank))
@@ -237,7 +237,7 @@ def spanning_rows(model: RidgeModel, size: int, rank: int, key: Array) -> np.nda
 
 
 def label_level(model: RidgeModel) -> Float[np.ndarray, " k"]:
-    """The mean that labels of a model with an intercept best have: that of the targets, which the mean feature has.
+    """The mean that labels of a model with an intercept best have: that of the targets.
 
     Of a head without data b itself, which features of mean zero have.
     """

@@ -39,7 +39,7 @@ def nearest_inverse(
     Source: CHW, Corollary 4.1.1.
     """
     u, s, vt = jnp.linalg.svd(features, full_matrices=False)
-    inverse = matmul(u * ridge_filter(s, features.shape, lam_s), vt)
+    inverse = matmul(u * ridge_filter(s, features.shape, lam_s)[None], vt)
     return inverse_features(weights, labels, inverse)
 
 
@@ -77,7 +77,7 @@ def nearest_spanning(
     """
     if intercept:
         near = nearest_spanning(weights, contrasts(features), rank, sharpness)
-        return from_contrasts(near) + jnp.mean(features, axis=0)
+        return from_contrasts(near) + jnp.mean(features, axis=0, keepdims=True)
     m, p = features.shape
     if m >= p:
         return features

@@ -19,6 +19,7 @@ from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_con
 from jaxdistill.numerics.keys import checked_key, host_generator
 from jaxdistill.numerics.linalg import in_float64, matmul, reciprocal
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.residual import recorded
@@ -33,6 +34,7 @@ LABELS = ("solved", "projected", "hard")
 _HARD_PENALTY = 1e-6
 
 
+@moving_arrays()
 def distill_kernel(
     model: KernelModel,
     x: Any,

@@ -22,6 +22,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import check_squares, in_float64
+from jaxdistill.numerics.placement import device_scope, moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import predict
 from jaxdistill.sets.artifact import DistilledSet
@@ -57,12 +58,13 @@ class HasWeights(Protocol):
 class Certificate(SetCertificate):
     """What came back when ridge regression was trained on a distilled set of a feature map.
 
-    The fields of every certificate (:class:`~jaxdistill.evaluate.comparison.SetCertificate`), and two. Rounding
-    explains 100 eps of the stored inputs, or of the features where those are computed in less, times what the
-    feature map makes of rounding (of the inputs, or of its own in float32, whichever is more), times the
-    condition number of the features; at most sqrt(eps). A set is exact where weights and intercept are within
-    that, their scaled error within sqrt(eps), m reaches the rank of B (and one more for an intercept), and the
-    full model is the ridge solution as far as is known (``solved_full`` is not False).
+    The fields of every certificate (:class:`~jaxdistill.evaluate.comparison.SetCertificate`), and two.
+    Rounding explains 100 eps of the stored inputs, or of the features where those are computed in less,
+    times what the feature map makes of rounding (of the inputs, or of its own in float32, whichever is
+    more), times the condition number of the features; at most sqrt(eps). A set is exact where weights and
+    intercept are within that, their scaled error within sqrt(eps), m reaches the rank of B (and one more
+    for an intercept), and the full model is the ridge solution as far as is known (``solved_full`` is not
+    False).
 
     Args:
         precision: What the features are computed in: "float64", or "float32" where the map is made so, and
@@ -108,6 +110,7 @@ def certify(
 ) -> KernelCertificate: ...
 
 
+@moving_arrays()
 def certify(
     model: Any,
     small: Any,
@@ -119,8 +122,8 @@ def certify(
     """Retrain on the distilled set alone and compare with the full model.
 
     ``B_s = Phis^T (Phis Phis^T + lam_s I)^-1 Ys`` from ``small.x`` as stored, by the singular value
-    decomposition, or where the model has an intercept the same of centred parts with
-    ``b_s = mean(Ys) - mean(Phis) B_s``; nothing that the construction knew is used. The full model is judged too: how well its
+    decomposition, or where the model has an intercept the same of centred parts with ``b_s = mean(Ys) -
+    mean(Phis) B_s``; nothing that the construction knew is used. The full model is judged too: how well its
     weights solve the ridge problem that they are said to solve, from its moments, or as the file tells.
 
     Args:
@@ -159,8 +162,8 @@ def certify(
         )
     if (model.intercept is None) != (small.intercept is None):
         raise InputError(
-            "one of model and set has an intercept and the other has none; certify against the model that was "
-            "distilled"
+            "of model and set one has an intercept and the other has none; certify against the model that "
+            "was distilled"
         )
     level = None if model.intercept is None else np.asarray(model.intercept, np.float64)
     check_squares("the model's weights", full)
@@ -181,7 +184,9 @@ def certify(
     errors, needed = [error], rank
     intercept_error = None
     if level is not None:
-        sizes = np.linalg.norm(small.y.mean(axis=0)) + np.linalg.norm(phi.mean(axis=0)) * np.linalg.norm(full)
+        target = small.y.mean(axis=0)
+        # mean(Phis) B is what the mean of the labels has beside b.
+        sizes = np.linalg.norm(target) + np.linalg.norm(target - b_wide)
         intercept_error = float(np.linalg.norm(b_wide - level) / sizes)
         errors.append(intercept_error)
         needed += 1
@@ -214,21 +219,25 @@ def certify(
 def _retrain(
     features: AbstractFeatureMap, x: Array, signs: Array, y: Array, lam: Array, intercept: bool
 ) -> tuple[Array, Array, Array, Array, Array]:
-    """B_s and b_s, the features' condition, the growth of a relative change of inputs, the features."""
+    """B_s and b_s, the features' condition, the growth of a relative change of inputs, the features seen."""
     phi, response = jax.jvp(features, (x,), (x * signs,))
-    seen = (contrasts(phi), contrasts(y)) if intercept else (phi, y)
-    weights, s = retrain_with_values(*seen, lam)
-    level = intercept_of(phi, y, weights) if intercept else jnp.zeros(y.shape[1], y.dtype)
-    growth = jnp.linalg.norm(response) / jnp.linalg.norm(phi)
-    return weights, level, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0), phi
+    level = jnp.zeros(y.shape[1], y.dtype)
+    seen, labels = phi, y
+    if intercept:  # what rounding changes of features far from zero is much of what is left about their mean
+        seen, labels, response = contrasts(phi), contrasts(y), contrasts(response)
+    weights, s = retrain_with_values(seen, labels, lam)
+    if intercept:
+        level = intercept_of(phi, y, weights)
+    growth = jnp.linalg.norm(response) / jnp.linalg.norm(seen)
+    return weights, level, s[0] / jnp.min(jnp.where(s > 0, s, s[0])), jnp.maximum(growth, 1.0), seen
 
 
 def _retrain_float32(small: DistilledSet, signs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # What float32 cannot hold becomes infinite, and shows as an error of the weights retrained from it.
-    with jax.enable_x64(False), np.errstate(over="ignore"):
+    with device_scope(np.float32), np.errstate(over="ignore"):
         narrow = [np.float32(a) for a in (small.x, signs, small.y, small.lam)]
         weights, level, _, _, phi = _retrain(small.features, *narrow, small.intercept is not None)
-        return tuple(np.asarray(a, np.float64) for a in (weights, level, phi))
+        return np.asarray(weights, np.float64), np.asarray(level, np.float64), np.asarray(phi, np.float64)
 
 
 def _relative(weights: np.ndarray, full: np.ndarray) -> float:

@@ -18,6 +18,7 @@ from jaxdistill.evaluate.scores import is_real
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
 from jaxdistill.numerics.contrasts import contrasts, contrasts_of_gram, from_contrasts
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.placement import device_scope
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.sets.kernel_set import KernelSet
 
@@ -27,15 +28,16 @@ from jaxdistill.sets.kernel_set import KernelSet
 class KernelCertificate(SetCertificate):
     """What came back when kernel ridge regression was trained on the distilled set.
 
-    The fields of every certificate (:class:`~jaxdistill.evaluate.comparison.SetCertificate`), and three: in the
-    space of the kernel the weights are the function (without its intercept), so the relative weight error is
-    ``|f_s - f|_H / |f|_H``, exact and computed from the kernel alone. A set is exact where it is within the
-    tolerance, an intercept too, the tolerance is below 1.3e-4, the fourth root of eps (distances are differences
-    of squares), and the full model is solved as far as is known.
+    The fields of every certificate (:class:`~jaxdistill.evaluate.comparison.SetCertificate`), and three: in
+    the space of the kernel the weights are the function (without its intercept), so the relative weight
+    error is ``|f_s - f|_H / |f|_H``, exact and computed from the kernel alone. A set is exact where it is
+    within the tolerance, an intercept too, the tolerance is below 1.3e-4, the fourth root of eps (distances
+    are differences of squares), and the full model is solved as far as is known.
 
     Args:
         best_weight_error: The smallest that any labels reach with these points.
-        gap_bound: No prediction on a test input differs by more: ``|f - f_s|_H max sqrt(k(x, x)) + |b - b_s|``.
+        gap_bound: No prediction on a test input differs by more: ``|f - f_s|_H max sqrt(k(x, x)) + |b -
+            b_s|``.
         largest_gap: The largest difference on a test input, in the Euclidean norm of outputs.
 
     Example: see :func:`certify_kernel`, which makes it.
@@ -150,9 +152,7 @@ def certify_kernel(
 
 
 @partial(jax.jit, static_argnums=4)
-def _retrain(
-    gram: Array, y: Array, values: Array, lam: Array, intercept: bool
-) -> tuple[Array, Array, Array]:
+def _retrain(gram: Array, y: Array, values: Array, lam: Array, intercept: bool) -> tuple[Array, Array, Array]:
     """Coefficients of the set, those of the projection, and the condition number of the kernel matrix."""
     if intercept:
         seen = contrasts_of_gram(gram), contrasts(y), contrasts(values)
@@ -177,7 +177,7 @@ def _coefficients(gram: Array, y: Array, lam: Array, intercept: bool) -> Array:
 def _retrain_float32(small: KernelSet) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients from a retraining in float32, and its kernel matrix."""
     gram = kernel_matrix(small.kernel, small.x.astype(np.float32))
-    with jax.enable_x64(False):
+    with device_scope(np.float32):
         narrow = np.float32(gram), np.float32(small.y), np.float32(small.lam)
         found = _coefficients(*narrow, small.intercept is not None)
         return np.asarray(found, np.float64), gram
@@ -203,9 +203,7 @@ def _on_test(
         return gaps | nothing_compared()
     x = check_inputs("x_test", x_test, small.x.shape[1])
     squared, apart = distances
-    gaps["gap_bound"] = apart + float(
-        np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max())
-    )
+    gaps["gap_bound"] = apart + float(np.sqrt(max(squared, 0.0) * kernel_diagonal(small.kernel, x).max()))
     cross = TiledKernel.of(small.kernel, x, small.x, dtype=np.float64, progress=progress)
     outputs = cross.matmul(np.concatenate(coefficients, axis=1))
     if levels is not None:

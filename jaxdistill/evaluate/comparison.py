@@ -11,7 +11,6 @@ from jaxtyping import Float
 from jaxdistill.evaluate.scores import accuracy, agreement, read_test_targets, squared_error
 
 
-
 @dataclass(frozen=True)
 class SetCertificate:
     """What came back when ridge regression was trained on a distilled set: what every certificate says.
@@ -29,9 +28,8 @@ class SetCertificate:
         size: m.
         rank: Numerical rank of B, or of the coefficients of f.
         stored: Type of the stored inputs.
-        intercept_error: ``|b_s - b|``, relative to the sizes of what b is the difference of,
-            ``|mean(Ys)| + |mean(Phis)| |B|`` or of the kernel's predictions; None of models without an
-            intercept.
+        intercept_error: ``|b_s - b|``, relative to the sizes of what b is the difference of, the means of the
+            labels and of the predictions without b; None of models without an intercept.
         agreement: Share of test inputs on which the two models name the same class; None for real values.
         agreement_float32: The same for the model retrained in float32.
         accuracy_full: Test accuracy of the full model, in [0, 1].

@@ -27,6 +27,7 @@ from jaxdistill.kernels.feature import FeatureKernel
 from jaxdistill.kernels.tiles import check_inputs
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.fit import check_penalty
 from jaxdistill.ridge.kernel_fit import fit_kernel_ridge
 from jaxdistill.ridge.kernel_selection import choose_penalty
@@ -86,6 +87,7 @@ class TransferScores:
         return asdict(self)
 
 
+@moving_arrays()
 def transfer(
     small: DistilledSet | KernelSet,
     features: AbstractFeatureMap | AbstractKernel,
@@ -102,10 +104,10 @@ def transfer(
 
     The set's own penalty belongs to its own features, and with it come labels that no other penalty
     understands: ``Ys = f_s(Xs) + lam_s a``, where f_s is the model that the set trains to and a are its
-    coefficients. Soft labels are ``f_s(Xs)`` alone. For closed-form sets of ten MNIST images per class, made
-    for linear, network, Fourier, encoder, RBF and NTK models, they carried over better than the classes to
-    every other model; for sets of KIP they did not always (``experiments/kernel_transfer.py``). Where the set's
-    model has an intercept, all of these have one.
+    coefficients. Soft labels are ``f_s(Xs)`` alone. For closed-form sets of ten MNIST images per class,
+    made for linear, network, Fourier, encoder, RBF and NTK models, they carried over better than the
+    classes to every other model; for sets of KIP they did not always (``experiments/kernel_transfer.py``).
+    Where the set's model has an intercept, all of these have one.
 
     Args:
         small: Any distilled set.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError, InverseError
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.placement import float64_scope, moving_arrays
 
 
 class AbstractFeatureMap(abc.ABC):
@@ -97,6 +98,7 @@ class AbstractFeatureMap(abc.ABC):
     def from_parts(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
         """Rebuild the map from what :meth:`settings` and :meth:`arrays` returned."""
 
+    @moving_arrays()
     def inverse(self, features: Any, reference: Any | None = None) -> np.ndarray:
         """Inputs whose features are the given ones: the solution nearest to a reference, in float64.
 
@@ -162,7 +164,7 @@ def check_num_features(phi: Callable[[Array], Array], num_inputs: int, expected:
     Raises:
         InputError: names both numbers.
     """
-    with jax.enable_x64(True):
+    with float64_scope():
         found = jax.eval_shape(phi, jax.ShapeDtypeStruct((1, num_inputs), jnp.float64)).shape[-1]
     if found != expected:
         raise InputError(f"the map has {found} features, {whose} {expected}; give what belongs to this map")

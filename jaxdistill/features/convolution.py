@@ -21,6 +21,7 @@ from jaxdistill.networks.pooling import POOLS, pool
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import HIGHEST, least_change
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 
 Shape = tuple[int, int, int]
@@ -71,6 +72,7 @@ class ConvolutionalNetwork(AbstractFeatureMap):
     kind = "conv"
 
     @classmethod
+    @moving_arrays()
     def create(
         cls,
         image_shape: Sequence[int],

@@ -19,6 +19,7 @@ from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import matmul, pinv
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 
 
@@ -49,6 +50,7 @@ class DeepLinear(AbstractFeatureMap):
     kind = "deep-linear"
 
     @classmethod
+    @moving_arrays()
     def create(
         cls,
         dim: int,

@@ -16,6 +16,7 @@ from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import least_change, matmul
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 
 TURN = 2 * math.pi
@@ -58,6 +59,7 @@ class RandomFourier(AbstractFeatureMap):
     kind = "fourier"
 
     @classmethod
+    @moving_arrays()
     def create(
         cls,
         dim: int,
@@ -115,7 +117,8 @@ class RandomFourier(AbstractFeatureMap):
         return math.sqrt(2 / self.num_features)
 
     def _phase(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
-        return matmul(x, self.frequencies.astype(x.dtype).T) + self.phases.astype(x.dtype)
+        phases = self.phases.astype(x.dtype)[(None,) * (x.ndim - 1)]
+        return matmul(x, self.frequencies.astype(x.dtype).T) + phases
 
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
         """Features ``sqrt(2/p) cos(A x + b)``."""
@@ -193,18 +196,18 @@ def _nearest_branches(
     of changes and brings the inputs of MNIST down from a root mean square of 200 to 5.
     """
     signs = jnp.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0], angle.dtype)[:, None]
-    near = jnp.round((now - signs * angle) / TURN)
+    near = jnp.round((now[None] - signs * angle[None]) / TURN)
     turns = near + jnp.array([0.0, -1.0, 1.0, 0.0, -1.0, 1.0], angle.dtype)[:, None]
-    branches = signs * angle + TURN * turns
-    first = jnp.argmin(jnp.abs(branches - now), axis=0)
+    branches = signs * angle[None] + TURN * turns
+    first = jnp.argmin(jnp.abs(branches - now[None]), axis=0)
     columns = jnp.arange(len(angle))
     start = branches[first, columns]
     slope = matmul(metric, start - now)
     floor = -16 * jnp.finfo(angle.dtype).eps * jnp.sum(jnp.abs((start - now) * slope))
 
     def gains(chosen: Array, slope: Array) -> Array:
-        step = branches - branches[chosen, columns]
-        return step * (2 * slope + step * jnp.diagonal(metric))
+        step = branches - branches[chosen, columns][None]
+        return step * (2 * slope[None] + step * jnp.diagonal(metric)[None])
 
     def improves(state: tuple[Array, Array, Array]) -> Array:
         count, chosen, slope = state

@@ -18,6 +18,7 @@ from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.networks.activation import Activation
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 
 
@@ -57,6 +58,7 @@ class InvertibleNetwork(AbstractFeatureMap):
     kind = "invertible"
 
     @classmethod
+    @moving_arrays()
     def create(
         cls,
         dim: int,

@@ -19,6 +19,7 @@ from jaxdistill.features.random_matrix import orthogonal_rows
 from jaxdistill.networks.activation import Activation
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import least_change, matmul
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 
 
@@ -59,6 +60,7 @@ class RandomNetwork(AbstractFeatureMap):
     kind = "network"
 
     @classmethod
+    @moving_arrays()
     def create(
         cls,
         dim: int,

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.numerics.linalg import check_finite, in_float64
+from jaxdistill.numerics.placement import float64_scope
 
 Parameters = dict[str, Any]
 Map = TypeVar("Map", bound="AbstractProgramMap")
@@ -226,7 +227,7 @@ def _check_output(
     call: Callable[[Parameters, Array], Any], parameters: Parameters, shape: tuple[int, ...], flatten: bool
 ) -> tuple[int, str]:
     """Number of features and their precision; with float64 inputs, so that a fixed one is found out."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with float64_scope(), jax.numpy_dtype_promotion("standard"):
         batch = jax.ShapeDtypeStruct((3, *shape), jnp.float64)
         output: Any = jax.eval_shape(lambda p, x: call(cast(p, jnp.float64), x), parameters, batch)
     if not isinstance(output, jax.ShapeDtypeStruct):

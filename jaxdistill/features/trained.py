@@ -15,10 +15,12 @@ from jaxdistill.networks.config import TrainConfig
 from jaxdistill.networks.standard import make_network
 from jaxdistill.networks.training import train_networks
 from jaxdistill.numerics.arrays import as_floats
+from jaxdistill.numerics.placement import moving_arrays
 
 _DEFAULT = TrainConfig(steps=600, batch=128, learning_rate=2e-3)
 
 
+@moving_arrays()
 def train_encoder(
     x: Any,
     y: Any,

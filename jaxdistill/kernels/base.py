@@ -65,7 +65,7 @@ class AbstractKernel(abc.ABC):
             x: Inputs less the point, shape (n, d).
             z: Inputs less the point, shape (m, d).
         """
-        return self.matrix(x + origin, z + origin)
+        return self.matrix(x + origin[None], z + origin[None])
 
     def diagonal(self, x: Array) -> Float[Array, " n"]:
         """Every input with itself, ``k(x_i, x_i)``, from x of shape (n, d)."""
@@ -306,7 +306,8 @@ class Normalised(AbstractComposite):
 
     def matrix_about(self, origin: Float[Array, " d"], x: Array, z: Array) -> Float[Array, "n m"]:
         """The matrix of inputs less a point, divided by the roots of both diagonals."""
-        return self._divided(self.kernel.matrix_about(origin, x, z), x + origin, z + origin)
+        values = self.kernel.matrix_about(origin, x, z)
+        return self._divided(values, x + origin[None], z + origin[None])
 
     def _divided(self, values: Array, x: Array, z: Array) -> Array:
         left, right = (_inverse_root(self.kernel.diagonal(rows)) for rows in (x, z))

@@ -34,6 +34,7 @@ from jaxdistill.kernels.checks import check_rows
 from jaxdistill.kernels.convolve import convolve
 from jaxdistill.numerics.memory import available_bytes, format_bytes
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import float64_scope
 from jaxdistill.numerics.pytrees import register_pytree
 
 NAME = "neural_tangents"
@@ -310,6 +311,6 @@ class NeuralTangentsKernel(AbstractKernel):
 def _measure(kernel_fn: Callable[..., Any], get: str, shape: tuple[int, ...] | None, dim: int) -> int:
     """Bytes of an entry in float64, in which the library computes wherever x64 is on."""
     kernel = NeuralTangentsKernel(kernel_fn, get, shape)
-    with jax.enable_x64(True):
+    with float64_scope():
         probe = jax.ShapeDtypeStruct((_PROBE, dim), np.dtype(np.float64))
         return max(1, _ALIVE * largest_array(kernel._block, probe, probe) // _PROBE**2)

@@ -18,6 +18,7 @@ from jaxdistill.kernels.tiles import check_inputs, kernel_diagonal
 from jaxdistill.numerics.keys import host_generator
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import float64_scope
 
 # Points proposed at once: enough for matrix products, few enough that most are accepted.
 _PROPOSALS = 64
@@ -81,9 +82,9 @@ def pivoted_cholesky(
         "use a smaller rank or fewer examples",
     )
     generator = host_generator(key)
-    with jax.enable_x64(True):
+    with float64_scope() as where:
         wide = jnp.asarray(x, jnp.float64)
-        kernel = jax.device_put(kernel)
+        kernel = jax.device_put(kernel, where.home)
         diagonal = kernel_diagonal(kernel, x)
         if not np.all(np.isfinite(diagonal)) or diagonal.min() < 0 or diagonal.max() == 0:
             worst = int(np.argmin(np.where(np.isfinite(diagonal), diagonal, -np.inf)))

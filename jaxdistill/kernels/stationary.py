@@ -57,7 +57,7 @@ class AbstractStationary(AbstractNumericKernel):
         """All pairs of (n, d) and (m, d) inputs, by one matrix product about a point amid those of z."""
         check_rows(x, z)
         origin = jax.lax.stop_gradient(central_row(z))
-        return self.matrix_about(origin, x - origin, z - origin)
+        return self.matrix_about(origin, x - origin[None], z - origin[None])
 
     def matrix_about(self, origin: Float[Array, " d"], x: Array, z: Array) -> Float[Array, "n m"]:
         """All pairs of inputs less a point, whose place is of no account."""
@@ -112,6 +112,7 @@ def _fingerprints(rows: Array) -> Array:
     bits = bits.astype("uint64" if rows.dtype.itemsize == 8 else "uint32")
     # High bits fold onto low ones, which round values leave empty; odd factors tell the columns apart.
     factors = 2 * jnp.arange(rows.shape[-1], dtype=bits.dtype) + 1
+    factors = factors[(None,) * (bits.ndim - 1)]
     return jnp.sum((bits ^ (bits >> (bits.dtype.itemsize * 4))) * factors, axis=-1, dtype=bits.dtype)
 
 

@@ -24,7 +24,9 @@ from jaxdistill.kernels.blocks import WORKSPACE
 from jaxdistill.kernels.stationary import central_row
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import matmul
-from jaxdistill.numerics.memory import available_bytes, format_bytes
+from jaxdistill.numerics.memory import available_bytes, device_bytes, format_bytes
+from jaxdistill.numerics.placement import device_scope, float64_scope
+from jaxdistill.numerics.two_sum import TwoSum
 
 # A tile, the products it is made of, and what is taken of it live at once.
 _COPIES = 4
@@ -111,6 +113,7 @@ class TiledKernel:
         symmetric: Whether z is x: then half of the tiles do.
         tiling: Size of a tile.
         replicas: Kernel and inputs on each device.
+        wide: Whether the devices may hold float64; else sums are taken in two float32 numbers.
         progress: Whether to show bars.
 
     Example:
@@ -125,6 +128,7 @@ class TiledKernel:
     symmetric: bool
     tiling: Tiling
     replicas: tuple[Replica, ...]
+    wide: bool
     progress: bool = False
 
     @classmethod
@@ -161,20 +165,24 @@ class TiledKernel:
         other = x if symmetric else check_inputs("z", z, x.shape[1])
         dtype = x.dtype if dtype is None else np.dtype(dtype)
         workspace = kernel.workspace(x.shape[1], dtype)
+        with device_scope(dtype, wide_sums=True) as side:
+            free = device_bytes(side.devices[0])
+        if memory is None and free is not None:
+            memory = free / 4
         tiling = plan_tiles(len(x), len(other), dtype, memory, workspace=workspace)
         if symmetric:
             tiling = Tiling(min(tiling), min(tiling))
         origin = central_row(other).astype(dtype) if kernel.stationary else None
         above = _filled(x, tiling.rows, dtype, origin)
         beside = above if symmetric else _filled(other, tiling.columns, dtype, origin)
-        with jax.enable_x64(True):
+        with device_scope(dtype, wide_sums=True):
             replicas = []
-            for device in jax.local_devices():
+            for device in side.devices:
                 rows = jax.device_put(above, device)
                 columns = rows if symmetric else jax.device_put(beside, device)
                 own = jax.device_put(kernel, device)
                 replicas.append(Replica(own, rows, columns, jax.device_put(origin, device)))
-        return cls(len(x), len(other), symmetric, tiling, tuple(replicas), progress)
+        return cls(len(x), len(other), symmetric, tiling, tuple(replicas), side.wide, progress)
 
     def _tiles(self, what: str) -> Iterator[tuple[int, int, int]]:
         """Number, first row and first column of every tile; of the upper triangle where that is enough."""
@@ -209,15 +217,18 @@ class TiledKernel:
         return strip, top
 
     def matmul(self, vectors: Any) -> Float[np.ndarray, "n k"]:
-        """``K v`` for v of shape (m, k), without K; sums over tiles in float64."""
+        """``K v`` for v of shape (m, k), without K; sums over tiles in float64, or nearly."""
         vectors = np.asarray(vectors, np.float64)
         if vectors.ndim != 2 or len(vectors) != self.num_columns:
             raise InputError(f"vectors have shape {vectors.shape}, expected ({self.num_columns}, k)")
-        with jax.enable_x64(True):
+        dtype = self.replicas[0].x.dtype
+        shape = len(self.replicas[0].x), vectors.shape[1]
+        zeros = np.zeros(shape) if self.wide else TwoSum.zeros(shape, dtype)
+        with device_scope(dtype, wide_sums=True):
             held = [
                 (
-                    jax.device_put(_padded(vectors, len(one.z)).astype(one.z.dtype), one.z.device),
-                    jax.device_put(np.zeros((len(one.x), vectors.shape[1])), one.x.device),
+                    jax.device_put(_padded(vectors, len(one.z)).astype(dtype), one.z.device),
+                    jax.device_put(zeros, one.x.device),
                 )
                 for one in self.replicas
             ]
@@ -229,7 +240,8 @@ class TiledKernel:
                 tile, top, left = self._tile(which, i, j)
                 total = _add_product(tile, wide, total, *np.array((i, j, top, left)), self.symmetric)
                 held[which] = (wide, total)
-            return np.sum([np.asarray(total) for _, total in held], axis=0)[: self.num_rows]
+            totals = [t.to_float64() if isinstance(t, TwoSum) else np.asarray(t) for _, t in held]
+            return np.sum(totals, axis=0)[: self.num_rows]
 
     def to_matrix(self) -> Float[np.ndarray, "n m"]:
         """K itself, on the host, in the precision of the tiles."""
@@ -242,7 +254,7 @@ class TiledKernel:
             )
         out = np.empty((self.num_rows, self.num_columns), dtype)
         waiting: list[tuple[Array, int, int]] = []
-        with jax.enable_x64(True):
+        with device_scope(dtype, wide_sums=True):
             for number, i, j in self._tiles("kernel matrix"):
                 waiting.append(self._tile(number % len(self.replicas), i, j))
                 if len(waiting) >= len(self.replicas):
@@ -263,18 +275,21 @@ class TiledKernel:
         y = np.asarray(y, np.float64)
         m = len(self.replicas[0].z)
         starts = range(0, self.num_rows, self.tiling.rows)
-        with jax.enable_x64(True):
+        with float64_scope() as where:
             sums, targets = [], []
             for one in self.replicas:
-                device = one.x.device
+                # What squares the condition number is formed where float64 lives.
+                device = one.x.device if self.wide else where.algebra
                 sums.append(jax.device_put((np.zeros((m, m)), np.zeros((m, y.shape[1]))), device))
                 targets.append(jax.device_put(_padded(y, len(one.x)), device))
             bar = tqdm(starts, desc="normal equations", disable=not self.progress, leave=False)
             for number, i in enumerate(bar):
                 which = number % len(sums)
                 jax.block_until_ready(sums[which])
-                strip, top = self._strip(which, i)
+                with device_scope(self.replicas[0].x.dtype, wide_sums=True):
+                    strip, top = self._strip(which, i)
                 limits = np.array((i, top, self.num_rows))
+                strip = jax.device_put(strip, sums[which][0].device)
                 sums[which] = _add_squares(strip, targets[which], sums[which], *limits)
             first, second = zip(*(jax.tree.map(np.asarray, pair) for pair in sums), strict=True)
         return (
@@ -341,8 +356,8 @@ def kernel_diagonal(kernel: AbstractKernel, x: Any) -> Float[np.ndarray, " n"]:
     """
     x = np.asarray(x, np.float64)
     size = min(plan_tiles(len(x), len(x), x.dtype, workspace=kernel.workspace(x.shape[1], x.dtype)))
-    with jax.enable_x64(True):
-        kernel = jax.device_put(kernel)
+    with float64_scope() as where:
+        kernel = jax.device_put(kernel, where.home)
         parts = [
             np.asarray(_diagonal(kernel, _filled(x[i : i + size], size, x.dtype), None))
             for i in range(0, len(x), size)
@@ -376,7 +391,7 @@ def _entries(kernel: AbstractKernel, a: Array, b: Array, origin: Array | None) -
 
 @jax.jit
 def _diagonal(kernel: AbstractKernel, a: Array, origin: Array | None) -> Array:
-    return kernel.diagonal(a if origin is None else a + origin)
+    return kernel.diagonal(a if origin is None else a + origin[None])
 
 
 @jax.jit
@@ -388,24 +403,32 @@ def _symmetric(tile: Array, diagonal: Array) -> Array:
 
 @partial(jax.jit, static_argnums=7, donate_argnums=2)
 def _add_product(
-    tile: Array, vectors: Array, total: Array, i: Array, j: Array, top: Array, left: Array, symmetric: bool
-) -> Array:
+    tile: Array,
+    vectors: Array,
+    total: Array | TwoSum,
+    i: Array,
+    j: Array,
+    top: Array,
+    left: Array,
+    symmetric: bool,
+) -> Array | TwoSum:
     # What tiles before this one had is left out.
     new_rows = (top + jnp.arange(tile.shape[0]) >= i)[:, None]
     new_columns = (left + jnp.arange(tile.shape[1]) >= j)[:, None]
     beside = jax.lax.dynamic_slice_in_dim(vectors, left, tile.shape[1])
-    part = matmul(tile, jnp.where(new_columns, beside, 0)).astype(total.dtype)
+    part = matmul(tile, jnp.where(new_columns, beside, 0))
     total = _add_rows(total, jnp.where(new_rows, part, 0), top)
     if symmetric:
         above = jax.lax.dynamic_slice_in_dim(vectors, top, tile.shape[0])
-        mirrored = matmul(tile.T, jnp.where(new_rows, above, 0)).astype(total.dtype)
+        mirrored = matmul(tile.T, jnp.where(new_rows, above, 0))
         total = _add_rows(total, jnp.where(new_columns & (i != j), mirrored, 0), left)
     return total
 
 
-def _add_rows(total: Array, part: Array, at: Array) -> Array:
-    there = jax.lax.dynamic_slice_in_dim(total, at, part.shape[0])
-    return jax.lax.dynamic_update_slice_in_dim(total, there + part, at, axis=0)
+def _add_rows(total: Array | TwoSum, part: Array, at: Array) -> Array | TwoSum:
+    there = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, at, part.shape[0]), total)
+    more = there.add(part) if isinstance(there, TwoSum) else there + part.astype(there.dtype)
+    return jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, at, axis=0), total, more)
 
 
 @partial(jax.jit, donate_argnums=0)

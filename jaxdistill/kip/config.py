@@ -71,7 +71,8 @@ class KipConfig:
         augment: Random changes of the targets, or None.
         seeds: Number of runs, trained at once, with different starts and batches.
         dtype: "float32" or "float64": precision of inputs, features and target kernels.
-            Factorisations are always float64.
+            Factorisations are in float64; on devices without it those of the steps are in float32, with
+            4 m eps more of either penalty, and those of the labels that are returned on the host.
         block: Steps between two visits of the host, as long as nothing else is due.
         evaluate_every: Steps between two evaluations on validation data.
         patience: Evaluations without improvement after which to stop; the best state is returned.

@@ -4,8 +4,8 @@ A distilled set predicts ``f(x) = k(x, Xs) a``. Its labels enter only through th
 given labels by ridge regression, solved labels by least squares. Where the kernel has finitely many
 features, ``f(x) = phi(x) h`` with ``h = Phis^T a``, and the moments of the data replace the data.
 
-Factorisations are done in float64 whatever the precision of the inputs (inside ``jax.enable_x64``): the
-systems square the condition number of the features.
+Callers give matrices in float64 wherever they may, whatever the precision of the inputs: the systems square
+the condition number of the features.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Prepared:
 
     Args:
         problem: The pure functions.
-        context: What they read, on the device.
+        context: What they read, as it is on the host.
         held_out: Rows and targets of the validation data, or None.
         x: Inputs that are trained on, shape (n, d).
         y: Targets that are trained on, shape (n, k).
@@ -63,7 +63,7 @@ def prepare(
     key: Array,
     progress: bool,
 ) -> Prepared:
-    """Check the data, choose the form, and put on the device what the steps read; inside x64."""
+    """Check the data, choose the form, and make what the steps read; inside the scope of the run."""
     phi = model.features if isinstance(model, RidgeModel) else model
     phi = phi if isinstance(phi, AbstractFeatureMap) else None
     examples = ArraySource.of(x, y, num_inputs=phi.num_inputs if phi else None, num_features=_width(phi))
@@ -102,9 +102,9 @@ def prepare(
         rows = _rows(phi if embedded else None, x, order.rows, config, progress)
         dtype = np.dtype(config.dtype)
         source = TargetRows(
-            jax.numpy.asarray(rows),
-            jax.numpy.asarray(values[order.rows].astype(dtype)),
-            jax.numpy.asarray(order.weight),
+            rows,
+            values[order.rows].astype(dtype),
+            order.weight,
             order.starts,
             order.sizes,
             order.counts,
@@ -123,7 +123,7 @@ def prepare(
         held_x, held_y = held.arrays()
         rows = _rows(phi if embedded else None, held_x, np.arange(len(held_x)), config, False)
         held_rows = (jax.numpy.asarray(rows), held_y)
-    context = Context(jax.device_put(phi), source, preprocess)
+    context = Context(phi, source, preprocess)
     return Prepared(problem, context, held_rows, x, y, classes, identity)
 
 
@@ -171,9 +171,9 @@ def _quadratic(
         weights = trained.weights
         cross = gram @ weights
         parts = gram, cross, np.sum(weights * cross)
-        if means is not None:  # of the model's outputs on the data
+        if means is not None and trained.intercept is not None:  # of the model's outputs on the data
             means = means[0], means[0] @ weights + trained.intercept
-    return jax.tree.map(jax.numpy.asarray, Quadratic(*parts, means))
+    return jax.tree.map(np.asarray, Quadratic(*parts, means))
 
 
 def _same_targets(moments: Moments, y: np.ndarray, level: bool) -> bool:

@@ -29,6 +29,10 @@ from jaxdistill.numerics.linalg import matmul
 Kernel = Callable[[Array, Array], Array]
 Params = dict[str, Any]
 
+# Where there is no float64: what float32 takes from a kernel matrix whose entries are all alike, in eps of
+# its trace. Added to either penalty while descending, and for no labels that are returned.
+_STABLE = 4
+
 
 class Context(NamedTuple):
     """Everything that a step reads and does not change; an argument of the compiled step.
@@ -60,6 +64,9 @@ class Predictor(NamedTuple):
 class Problem:
     """Loss, coefficients and predictions of a set, as pure functions.
 
+    Factorisations are in float64 inside x64. Outside, on a device that has none, they are in float32, and the
+    penalties are larger by 4 m eps: a set of m examples descends to a loss that is a little smoother.
+
     Args:
         kernel: Kernel matrix ``k(X, X')``, used where the context has no feature map.
         solved: Whether labels are solved; otherwise they are given.
@@ -87,12 +94,12 @@ class Problem:
         assert context.phi is not None
         features = _wide(context.phi(x))
         if self.solved:
-            return moments_loss(self._seen(features), context.source, self.ridge)
+            return moments_loss(self._seen(features), context.source, _stated(self.ridge, x))
         a, level = self._given(matmul(features, features.T), labels)
         return context.source.loss(matmul(features.T, a), level)
 
     def coefficients(self, params: Params, labels: Array, context: Context) -> Predictor:
-        """The predictor, on all targets where labels are solved; float64."""
+        """The predictor, on all targets where labels are solved; float64 inside x64."""
         x, labels = params["x"], params.get("y", labels)
         if not self.solved:
             return self._given(self.gram(x, context), labels)
@@ -100,7 +107,7 @@ class Problem:
         if isinstance(source, Quadratic):
             assert context.phi is not None
             features = _wide(context.phi(x))
-            a = self._rows_of(solved_from_moments(self._seen(features), source, self.ridge))
+            a = self._rows_of(solved_from_moments(self._seen(features), source, _stated(self.ridge, x)))
             return Predictor(a, source.best_intercept(matmul(features.T, a)) if self.intercept else None)
         support = x.astype(source.rows.dtype)
 
@@ -112,11 +119,11 @@ class Problem:
 
         m, k = x.shape[0], source.values.shape[1]
         shapes = ((m, m), (m, k), *(((m,), (k,), ()) if self.intercept else ()))
-        sums = source.fold(add, tuple(jnp.zeros(shape, jnp.float64) for shape in shapes))
+        sums = source.fold(add, tuple(jnp.zeros(shape) for shape in shapes))
         return self._from_sums(*sums)
 
     def gram(self, x: Float[Array, "m d"], context: Context) -> Float[Array, "m m"]:
-        """K_ss in float64."""
+        """K_ss, in float64 inside x64."""
         if context.phi is not None:
             features = _wide(context.phi(x))
             return matmul(features, features.T)
@@ -151,10 +158,10 @@ class Problem:
 
     def _given(self, k_ss: Array, labels: Array) -> Predictor:
         """The predictor of given labels."""
-        labels = _wide(labels)
+        labels, reg = _wide(labels), _stated(self.reg, labels)
         if not self.intercept:
-            return Predictor(ridge_coefficients(k_ss, labels, self.reg), None)
-        a = from_contrasts(ridge_coefficients(contrasts_of_gram(k_ss), contrasts(labels), self.reg))
+            return Predictor(ridge_coefficients(k_ss, labels, reg), None)
+        a = from_contrasts(ridge_coefficients(contrasts_of_gram(k_ss), contrasts(labels), reg))
         return Predictor(a, jnp.mean(labels, axis=0) - matmul(jnp.mean(k_ss, axis=0), a))
 
     def _from_sums(
@@ -166,12 +173,13 @@ class Problem:
         count: Array | None = None,
     ) -> Predictor:
         """The predictor of the best labels, from sums over targets, those of means with an intercept."""
+        ridge = _stated(self.ridge, right)
         if columns is None or targets is None or count is None:
-            return Predictor(solved_coefficients(system, right, self.ridge), None)
+            return Predictor(solved_coefficients(system, right, ridge), None)
         middle, level = columns / count, targets / count
         system = contrasts_of_gram(system - columns[:, None] * middle)
         right = contrasts(right - columns[:, None] * level)
-        a = from_contrasts(solved_coefficients(system, right, self.ridge))
+        a = from_contrasts(solved_coefficients(system, right, ridge))
         return Predictor(a, level - matmul(middle, a))
 
     def _loss_on_rows(self, x: Array, labels: Array, context: Context, rows: Array, y: Array) -> Array:
@@ -231,4 +239,11 @@ def _outputs(rows: Array, weights: Array, level: Array | None) -> Array:
 
 
 def _wide(array: Any) -> Array:
-    return array.astype(jnp.float64)
+    """In float64, where that is allowed."""
+    return array.astype(jnp.result_type(float))
+
+
+def _stated(penalty: float, x: Array) -> float:
+    """A relative penalty as the run states it, and more in float32."""
+    limits = jnp.finfo(jnp.result_type(float))
+    return penalty if limits.bits == 64 else penalty + _STABLE * len(x) * float(limits.eps)

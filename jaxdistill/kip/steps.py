@@ -75,7 +75,7 @@ def run_block(
             "optimiser": memory,
             "good": jax.tree.map(keep, state["params"], state["good"]),
             "fine": fine,
-            "losses": state["losses"].at[state["step"]].set(loss.astype(jnp.float64)),
+            "losses": state["losses"].at[state["step"]].set(loss.astype(state["losses"].dtype)),
         }
 
     return jax.lax.while_loop(lambda s: s["step"] < stop, step, state)

@@ -30,6 +30,7 @@ from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.keys import checked_key
+from jaxdistill.numerics.placement import Side, device_scope, float64_scope, moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.residual import recorded
@@ -38,6 +39,7 @@ from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import KernelSet
 
 
+@moving_arrays()
 def train(
     model: Model,
     x: Any,
@@ -55,8 +57,8 @@ def train(
 
     Minimises ``1/2n |k(X, Xs) (K_ss + reg tr(K_ss)/m I)^-1 Ys - Y|^2`` over Xs, on all targets or on
     class-balanced batches, with labels fixed, learned or solved. With finitely many features and all
-    targets it runs on their moments, exactly, at a cost per step that does not depend on n. For a model with an
-    intercept the set's ridge regression has one too.
+    targets it runs on their moments, exactly, at a cost per step that does not depend on n. For a model
+    with an intercept the set's ridge regression has one too.
 
     Args:
         model: A ridge model, whose features are used and whose weights the set is compared with; or a
@@ -105,14 +107,16 @@ def train(
     numbers = range(config.seeds)
     start_keys = [jax.random.fold_in(key_start, s) for s in numbers]
     step_keys = jnp.stack([jax.random.fold_in(key_steps, s) for s in numbers])
-    with jax.enable_x64(True):
+    with device_scope(config.dtype, wide_sums=True) as side:
         prepared = prepare(model, x, y, config, validation, preprocess, key_data, progress)
         if config.labels == "solved" and config.ridge == 0 and prepared.context.phi is not None:
             _check_solvable(config, prepared)
         level = prepared.problem.intercept
         points = starting_points(config, prepared.x, prepared.y, prepared.classes, start_keys, level)
-        run = _Run(prepared, config, points, step_keys)
+        run = _Run(prepared, config, points, step_keys, side)
         identity = config.describe() | prepared.identity | {"key": np.asarray(key).tolist()}
+        if not side.wide:
+            identity["factorisations"] = "float32"
         saving = nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
         # Two pools of threads fight for the same cores: on a busy machine a Cholesky factor of 500 x 500 took
         # 230 ms by OpenBLAS with two threads, and 3 ms with one. JAX's own products keep all cores.
@@ -134,9 +138,10 @@ def _check_solvable(config: KipConfig, prepared: Prepared) -> None:
 class _Run:
     """One run: what is compiled once, and the loop around it."""
 
-    def __init__(self, prepared: Prepared, config: KipConfig, points: Any, keys: Array) -> None:
+    def __init__(self, prepared: Prepared, config: KipConfig, points: Any, keys: Array, side: Side) -> None:
         self.prepared, self.config, self.keys = prepared, config, keys
-        self.problem, self.context = prepared.problem, prepared.context
+        self.problem, self.context = prepared.problem, jax.device_put(prepared.context, side.home)
+        self.wide = side.wide
         params, labels = points
         self.labels = jnp.asarray(labels)
         self.params = jax.tree.map(jnp.asarray, params)
@@ -153,7 +158,7 @@ class _Run:
             "optimiser": jax.tree.map(np.asarray, start_optimiser(self.params)),
             "good": params,
             "fine": np.ones(seeds, bool),
-            "losses": np.full((steps, seeds), np.nan),
+            "losses": np.full((steps, seeds), np.inf),
         }
         host = {
             "best": params,
@@ -296,19 +301,21 @@ def _result(
     done = int(device["step"])
     chosen = host["best"] if config.patience is not None and host["evaluations"] else device["params"]
     found = []
-    for number in range(config.seeds):
-        params, labels = run.seed(chosen, number)
-        exact = {name: value.astype(jnp.float64) for name, value in params.items()}
-        y, lam = finish(run.problem, exact, labels, run.context)
-        found.append((np.asarray(params["x"]), np.asarray(y), float(lam)))
-        if not np.all(np.isfinite(found[-1][1])):
-            raise DivergenceError(
-                f"the labels of step {done} are not finite: the examples became dependent; use a smaller "
-                "learning_rate or state a ridge"
-            )
+    with float64_scope() as where:
+        context = run.context if run.wide else jax.device_put(run.prepared.context, where.home)
+        for number in range(config.seeds):
+            x = np.asarray(chosen["x"][number])
+            exact = {name: jnp.asarray(value[number], jnp.float64) for name, value in chosen.items()}
+            y, lam = finish(run.problem, exact, np.asarray(run.labels[number]), context)
+            found.append((x, np.asarray(y), float(lam)))
+            if not np.all(np.isfinite(found[-1][1])):
+                raise DivergenceError(
+                    f"the labels of step {done} are not finite: the examples became dependent; use a smaller "
+                    "learning_rate or state a ridge"
+                )
     last = int(host["evaluations"])
     history = History(
-        loss=np.asarray(device["losses"])[:done],
+        loss=np.asarray(device["losses"], np.float64)[:done],
         evaluated_at=host["evaluated_at"][:last],
         accuracy=host["accuracy"][:last],
         validation_loss=host["validation_loss"][:last],

@@ -18,6 +18,7 @@ from jaxdistill.errors import DivergenceError, InputError
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite
+from jaxdistill.numerics.placement import moving_arrays
 
 # Bytes of images that are predicted at once.
 _BATCH_BYTES = 2**21
@@ -37,6 +38,7 @@ class Trained:
     variables: tuple[Any, ...]
     losses: Float[np.ndarray, "s 2"]
 
+    @moving_arrays()
     def predict(self, images: Any) -> Float[np.ndarray, "s n k"]:
         """Outputs of every seed's network for any number of images, in batches.
 
@@ -57,6 +59,7 @@ class Trained:
         return np.concatenate(outputs, axis=1)
 
 
+@moving_arrays()
 def train_networks(
     network: nn.Module,
     images: Any,

@@ -22,7 +22,7 @@ def centred(rows: Float[Array, "m q"]) -> Float[Array, "m q"]:
     The first row is subtracted first: a mean much larger than the spread costs no digits.
     """
     moved = rows - rows[:1]
-    return moved - jnp.mean(moved, axis=0)
+    return moved - jnp.mean(moved, axis=0, keepdims=True)
 
 
 def contrasts(rows: Float[Array, "m q"]) -> Float[Array, "m-1 q"]:
@@ -48,7 +48,7 @@ def contrasts(rows: Float[Array, "m q"]) -> Float[Array, "m-1 q"]:
     Source: Householder 1958.
     """
     moved = rows[1:] - rows[:1]
-    return moved - jnp.sum(moved, axis=0) / _pivot(len(rows))
+    return moved - jnp.sum(moved, axis=0, keepdims=True) / _pivot(len(rows))
 
 
 def from_contrasts(coordinates: Float[Array, "n q"]) -> Float[Array, "n+1 q"]:
@@ -68,7 +68,7 @@ def from_contrasts(coordinates: Float[Array, "n q"]) -> Float[Array, "n+1 q"]:
     """
     m = len(coordinates) + 1
     total = jnp.sum(coordinates, axis=0)
-    return jnp.concatenate([-total[None] / math.sqrt(m), coordinates - total / _pivot(m)])
+    return jnp.concatenate([-total[None] / math.sqrt(m), coordinates - total[None] / _pivot(m)])
 
 
 def contrasts_of_gram(gram: Float[Array, "m m"]) -> Float[Array, "m-1 m-1"]:

@@ -7,7 +7,6 @@ given. :func:`in_float64` is the one door between a caller in any precision and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
-from jaxdistill.numerics.placement import placement
+from jaxdistill.numerics.placement import device_scope, float64_scope
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -45,22 +44,42 @@ def in_float64(function: Callable[..., Any], *args: Any) -> Any:
         >>> in_float64(jnp.sum, np.ones(3, np.float32)).dtype
         dtype('float64')
     """
-    where = placement()
+    with float64_scope() as where:
 
-    def promote(leaf: Any) -> Any:
-        if isinstance(leaf, (bool, int, str)):  # static arguments pass as they are
-            return leaf
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        if isinstance(leaf, jax.Array):
-            leaf = leaf if where.native else jax.device_put(leaf, where.algebra)
-            return jnp.asarray(leaf, jnp.float64) if floating else leaf
-        # Converted on the host: a program that only changes the type would have to be compiled.
-        return jnp.asarray(np.asarray(leaf, np.float64)) if floating else leaf
+        def promote(leaf: Any) -> Any:
+            if isinstance(leaf, (bool, int, str)):  # static arguments pass as they are
+                return leaf
+            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+            if isinstance(leaf, jax.Array):
+                leaf = leaf if where.native else jax.device_put(leaf, where.algebra)
+                return jnp.asarray(leaf, jnp.float64) if floating else leaf
+            # Converted on the host: a program that only changes the type would have to be compiled.
+            return jnp.asarray(np.asarray(leaf, np.float64)) if floating else leaf
 
-    there = nullcontext() if where.native else jax.default_device(where.algebra)
-    with jax.enable_x64(True), there:
         result = function(*jax.tree.map(promote, args))
         return jax.tree.map(np.asarray, result)
+
+
+def in_float32(function: Callable[..., Any], *args: Any) -> Any:
+    """Run ``function(*args)`` in float32, on the first of the devices, and return its arrays as NumPy.
+
+    What is inexact and corrected afterwards, in float64 where float64 lives: steps of iterations.
+
+    Args:
+        function: Function of arrays.
+        args: Its arguments; numbers, strings and what is no array pass as they are.
+
+    Example:
+        >>> in_float32(jnp.sum, np.ones(3)).dtype
+        dtype('float32')
+    """
+
+    def demote(leaf: Any) -> Any:
+        wide = isinstance(leaf, (float, np.ndarray, np.generic)) and np.result_type(leaf) == np.float64
+        return np.asarray(leaf, np.float32) if wide else leaf
+
+    with device_scope(np.float32):
+        return jax.tree.map(np.asarray, function(*jax.tree.map(demote, args)))
 
 
 def rank_tolerance(singular_values: Float[Array, " r"], shape: tuple[int, ...]) -> Float[Array, ""]:
@@ -90,7 +109,7 @@ def pinv(matrix: Float[Array, "a b"], cut: float | None = None) -> Float[Array, 
     def decomposed(matrix: Array) -> Array:
         u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
         lowest = rank_tolerance(s, matrix.shape) if cut is None else cut * jnp.max(s, initial=0.0)
-        return matmul(vt.T * reciprocal(s, s > lowest), u.T)
+        return matmul(vt.T * reciprocal(s, s > lowest)[None], u.T)
 
     tall = matrix.shape[0] > matrix.shape[1]
     gram = matmul(matrix.T, matrix) if tall else matmul(matrix, matrix.T)

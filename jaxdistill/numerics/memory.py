@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import psutil
 
@@ -45,6 +46,14 @@ def available_bytes() -> int:
     except ValueError:
         raise InputError(f"{LIMIT_VARIABLE}={limit!r} is not a size; write it like 2G") from None
     return max(0, min(free, int(size) - psutil.Process().memory_info().rss))
+
+
+def device_bytes(device: Any) -> int | None:
+    """Memory that a device of JAX still has; None where it is the host's, or the device does not tell."""
+    told = device.memory_stats()
+    if not told or "bytes_limit" not in told:
+        return None
+    return max(0, int(told["bytes_limit"]) - int(told.get("bytes_in_use", 0)))
 
 
 def require_memory(size: int, task: str, cure: str) -> None:

@@ -8,14 +8,18 @@ have it; the compiler for TPUs refuses it in factorisations, and consumer GPUs h
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.extend.backend import clear_backends
 
-from jaxdistill.errors import InputError
+from jaxdistill.errors import InputError, MemoryBudgetError
+from jaxdistill.numerics.memory import device_bytes, format_bytes
 from jaxdistill.numerics.names import check_choice
 
 VARIABLE = "JAXDISTILL_FLOAT64"
@@ -46,11 +50,21 @@ class Placement:
     native: bool
 
     @property
+    def home(self) -> Any:
+        """Where to put what float64 algebra reads: nowhere else than it is, where the devices do it all."""
+        return None if self.native else self.algebra
+
+    @property
     def title(self) -> str:
         """How it is said to a person."""
         if self.native:
             return f"on the device ({self.algebra.platform})"
         return f"on the host ({self.algebra}), the devices ({self.devices[0].platform}) hold float32 alone"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file keeps of it, in types that JSON keeps."""
+        kinds = sorted({device.device_kind for device in self.devices})
+        return {"devices": kinds, "float64": self.algebra.device_kind, "native": self.native}
 
 
 def placement() -> Placement:
@@ -65,16 +79,52 @@ def placement() -> Placement:
     """
     setting = _chosen or os.environ.get(VARIABLE) or "auto"
     check_choice(VARIABLE, setting, SETTINGS)
-    local = tuple(jax.local_devices())
+    local = local_devices()
     native = local[0].platform in _NATIVE
     if setting == "device" and not native:
         raise InputError(
-            f"float64 has no place on {local[0].platform}, whose compiler refuses it; choose 'host' or 'auto'"
+            f"float64 has no place on {local[0].platform}, whose compiler refuses it; this machine can "
+            f"follow {VARIABLE}=auto or host"
         )
     if setting == "device" or (setting == "auto" and native):
         return Placement(local, local[0], True)
     host = _host(local)
     return Placement(tuple(d for d in local if d != host) or local, host, local == (host,))
+
+
+def local_devices() -> tuple[Any, ...]:
+    """The devices of this process.
+
+    Raises:
+        InputError: JAX was told to use a platform that is absent; names it and those that are there.
+
+    Example:
+        >>> local_devices()[0].platform in ("cpu", "gpu", "tpu")
+        True
+    """
+    try:
+        return tuple(jax.local_devices())
+    except (RuntimeError, AssertionError) as error:  # the latter has no words
+        wanted = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        if not wanted:
+            raise
+        reason = " ".join(str(error).split("(set JAX_PLATFORMS")[0].split()).rstrip(".")
+        reason = f" ({reason})" if reason else ""
+        there = ", ".join(_platforms_there(wanted))
+        raise InputError(
+            f"JAX is told to use {wanted}, which is not there{reason}; this machine has {there}: set "
+            "JAX_PLATFORMS to that, or leave it unset"
+        ) from None
+
+
+def _platforms_there(wanted: str) -> list[str]:
+    """Platforms that JAX finds by itself, after it did not find those that were wanted."""
+    try:
+        jax.config.update("jax_platforms", None)
+        return sorted({jax.local_devices()[0].platform, "cpu"})
+    finally:
+        jax.config.update("jax_platforms", wanted)
+        clear_backends()  # or whoever asks again gets these, and no error
 
 
 def _host(local: tuple[Any, ...]) -> Any:
@@ -83,9 +133,11 @@ def _host(local: tuple[Any, ...]) -> Any:
     try:
         return jax.local_devices(backend="cpu")[-1]
     except RuntimeError:
+        here = local[0].platform
+        others = f", or choose {VARIABLE}=auto or device" if here in _NATIVE else ""
         raise InputError(
-            f"float64 is to be on the host, and JAX sees only {local[0].platform}; "
-            f"add the CPU: JAX_PLATFORMS={local[0].platform},cpu"
+            f"float64 is to be on the host, and JAX sees only {here}; add the CPU: "
+            f"JAX_PLATFORMS={here},cpu{others}"
         ) from None
 
 
@@ -122,3 +174,105 @@ def float64_on(setting: str) -> Iterator[Placement]:
         yield placement()
     finally:
         _chosen = before
+
+
+@contextmanager
+def moving_arrays() -> Iterator[None]:
+    """Let arrays pass between host and devices on purpose, where :func:`jax.transfer_guard` stops accidents.
+
+    As a decorator it marks the public functions that take arrays of NumPy and return such: passing them is
+    what they are called for. Pure functions have no need of it.
+
+    Example:
+        >>> with jax.transfer_guard("disallow"), moving_arrays():
+        ...     jax.numpy.asarray([1.0]).shape
+        (1,)
+    """
+    with jax.transfer_guard("allow"):
+        yield
+
+
+class Side(NamedTuple):
+    """Where a piece of work runs.
+
+    Args:
+        devices: Devices that share it.
+        wide: Whether they may hold float64: for sums, where the work is in float32.
+        home: The first of them, where arrays have to be put there; None where they are there by default.
+    """
+
+    devices: tuple[Any, ...]
+    wide: bool
+    home: Any
+
+
+@contextmanager
+def float64_scope() -> Iterator[Placement]:
+    """The scope of algebra: float64 exists in it, and what is made in it lies where float64 lives.
+
+    Raises:
+        MemoryBudgetError: in place of XLA's own error, if the device has no room.
+
+    Example:
+        >>> with float64_scope():
+        ...     jax.numpy.ones(2).dtype
+        dtype('float64')
+    """
+    where = placement()
+    there = nullcontext() if where.native else jax.default_device(where.algebra)
+    with jax.enable_x64(True), there, _room_told(where.algebra):
+        yield where
+
+
+@contextmanager
+def device_scope(dtype: Any, *, wide_sums: bool = False) -> Iterator[Side]:
+    """The scope of work that grows with the data: on the devices, in the precision of the data.
+
+    What is asked for in float64 runs where float64 lives. Work in float32 never sees float64, but for sums
+    where the devices have it.
+
+    Args:
+        dtype: Precision of the work.
+        wide_sums: Whether float32 work adds up in float64 where it may (``side.wide``).
+
+    Yields:
+        The devices, and whether they may hold float64.
+
+    Raises:
+        MemoryBudgetError: in place of XLA's own error, if a device has no room.
+
+    Example:
+        >>> with device_scope("float32") as side:
+        ...     jax.numpy.ones(2).dtype, len(side.devices) > 0
+        (dtype('float32'), True)
+    """
+    if np.dtype(dtype) == np.float64:
+        with float64_scope() as where:
+            yield Side(where.devices if where.native else (where.algebra,), True, where.home)
+        return
+    where = placement()
+    wide = wide_sums and where.native
+    there = nullcontext() if where.native else jax.default_device(where.devices[0])
+    with jax.enable_x64(wide), there, _room_told(where.devices[0]):
+        yield Side(where.devices, wide, None if where.native else where.devices[0])
+
+
+@contextmanager
+def _room_told(device: Any) -> Iterator[None]:
+    """Say in one line that a device is full, and what would fit."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        found = re.search(r"allocat\w* (?:(\d+) bytes|([\d.]+ ?[KMGT]iB))", text)
+        size, said = found.groups() if found else (None, "what was asked for")
+        wanted = format_bytes(int(size)) if size else said
+        free = device_bytes(device)
+        left = "" if free is None else f", where {format_bytes(free)} are free"
+        host = "" if device.platform == "cpu" else f", or keep float64 off the device with {VARIABLE}=host"
+        raise MemoryBudgetError(
+            f"{device} has no room for {wanted}{left}; use fewer features, fewer examples at once or a "
+            f"smaller memory budget for tiles{host}"
+        ) from None

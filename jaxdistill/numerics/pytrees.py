@@ -14,6 +14,9 @@ T = TypeVar("T")
 def register_pytree(cls: type[T], *, make: Callable[..., T] | None = None) -> type[T]:
     """Make a data class a pytree; fields with the metadata ``static`` are part of its structure.
 
+    Fields with the metadata ``dropped`` say something of this very record: they are neither leaves nor
+    structure, and what is put together from other leaves has their default.
+
     In place of :func:`jax.tree_util.register_dataclass`, under which (jaxlib 0.10) two classes of the same
     fields have equal structures: a jitted function that was compiled for the one may then run for the other,
     whenever the hashes of the two happen to share a slot.
@@ -38,9 +41,9 @@ def register_pytree(cls: type[T], *, make: Callable[..., T] | None = None) -> ty
         >>> jax.tree.structure(Circle(1.0)) == jax.tree.structure(Square(1.0))
         False
     """
-    static = {f.name: bool(f.metadata.get("static", False)) for f in fields(cls)}  # pyright: ignore[reportArgumentType]
-    leaves = tuple(name for name, fixed in static.items() if not fixed)
-    settings = tuple(name for name, fixed in static.items() if fixed)
+    kept = [f for f in fields(cls) if not f.metadata.get("dropped", False)]  # pyright: ignore[reportArgumentType]
+    leaves = tuple(f.name for f in kept if not f.metadata.get("static", False))
+    settings = tuple(f.name for f in kept if f.metadata.get("static", False))
 
     def aux(record: T) -> tuple[Any, ...]:
         return tuple(getattr(record, name) for name in settings)

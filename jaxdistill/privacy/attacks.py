@@ -14,6 +14,7 @@ from jaxdistill.distill.exact import retrain, retrain_with_intercept
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.privacy.membership import likelihood_ratios, loss_scores
 from jaxdistill.privacy.rates import AttackScore, Rate, clopper_pearson, score_attack
 from jaxdistill.privacy.reconstruction import LabelGuess, label_guess, nearest_examples
@@ -65,6 +66,7 @@ class AttackReport:
         return asdict(self) | {"label": None if self.label is None else self.label._asdict()}
 
 
+@moving_arrays()
 def attack_set(
     small: Any,
     members: tuple[Any, Any],

@@ -15,6 +15,7 @@ from jaxdistill.errors import BudgetError, InputError, PenaltyError
 from jaxdistill.features import AbstractFeatureMap, Encoder
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.privacy.budget import Budget, Neighbours, Spent, remaining_mu
 from jaxdistill.privacy.clipping import ClippedFeatures, clipped_targets, feature_clip, joint_sensitivity
 from jaxdistill.privacy.noise import secure_normal, symmetric_noise
@@ -83,6 +84,7 @@ class PrivateModel:
         return small if self.preprocess is None else small.with_context(self.preprocess, None)
 
 
+@moving_arrays()
 def fit_private_ridge(
     features: AbstractFeatureMap,
     x: Any,

@@ -24,7 +24,8 @@ class Solution:
     Args:
         alpha: Solution, shape (n, k).
         product: ``K alpha``, shape (n, k).
-        residual: ``|Y - (K + lam I) alpha| / |Y|``, both minus their means with an intercept, of the worst column, from one more product at the end.
+        residual: ``|Y - (K + lam I) alpha| / |Y|``, both minus their means with an intercept, of the worst
+            column, from one more product at the end.
         steps: Products with K, that one included.
     """
 
@@ -85,8 +86,8 @@ def conjugate_gradients(
 ) -> Solution:
     """Solve ``(K + lam I) alpha = Y`` for all columns at once, with one product with K a step.
 
-    With an intercept ``P (K + lam I) alpha = P Y`` for alpha of sum zero, ``P = I - 1 1^T / n``: nothing leaves
-    the subspace where it begins.
+    With an intercept ``P (K + lam I) alpha = P Y`` for alpha of sum zero, ``P = I - 1 1^T / n``: nothing
+    leaves the subspace where it begins.
 
     Args:
         kernel: K as an operator, shape (n, n).

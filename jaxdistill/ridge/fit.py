@@ -13,6 +13,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
@@ -33,6 +34,7 @@ CHEAP_FLOPS = 5e10
 Validation = float | tuple[Any, Any] | Literal["leave-one-out"]
 
 
+@moving_arrays()
 def fit_ridge(
     features: AbstractFeatureMap,
     x: Any,
@@ -56,8 +58,8 @@ def fit_ridge(
     weights do not solve their normal equations (``model.residual``), the factorisation is one of the features
     themselves, in float64 and free of their units.
 
-    With an intercept b, which no penalty holds down, all of this is of features and targets minus their means,
-    and ``b = mean(Y) - mean(Phi) B``.
+    With an intercept b, which no penalty holds down, all of this is of features and targets minus their
+    means, and ``b = mean(Y) - mean(Phi) B``.
 
     Args:
         features: Feature map phi, d -> p.
@@ -259,8 +261,8 @@ def _model(
         path, dropped = factor, 0.0 if weights is not None else _dropped(factor, lam, moments.gram)
     found = in_float64(path_weights, path, lam) if weights is None else weights
     if kind is TargetKind.CENTRED or (intercept and kind is TargetKind.ONE_HOT):
-        # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide that
-        # its rank is k - 1.
+        # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide
+        # that its rank is k - 1.
         found = found - found.mean(axis=1, keepdims=True)
     check_finite("the ridge weights", found)
     found = features.within_span(found)

@@ -21,6 +21,7 @@ from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import available_bytes, require_memory
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import float64_scope, moving_arrays
 from jaxdistill.ridge.conjugate_gradients import Preconditioner, conjugate_gradients, not_positive
 from jaxdistill.ridge.fit import LAMS, Validation, check_penalty
 from jaxdistill.ridge.kernel_selection import choose_penalty
@@ -96,6 +97,7 @@ class KernelModel:
         """``|f|_H^2 = tr(alpha^T K alpha)``, summed over outputs; of f minus its intercept."""
         return float(np.sum(self.alpha * self.fitted))
 
+    @moving_arrays()
     def predict(self, x: Any, *, dtype: Any = None, progress: bool = False) -> Float[np.ndarray, "t k"]:
         """Predictions in tiles.
 
@@ -113,6 +115,7 @@ class KernelModel:
         return outputs if self.intercept is None else outputs + self.intercept
 
 
+@moving_arrays()
 def fit_kernel_ridge(
     kernel: AbstractKernel,
     x: Any,
@@ -212,7 +215,7 @@ def fit_kernel_ridge(
         # Tiles take what the factor leaves, and not more than full speed needs.
         spare = None if memory is None else max(memory - 24 * n * rank, 0)
         operator = TiledKernel.of(kernel, x, dtype=dtype, memory=spare, progress=progress)
-        with jax.enable_x64(True):
+        with float64_scope():
             factor = found.factor - found.factor.mean(axis=0) if intercept else found.factor
             del found
             preconditioner = Preconditioner.of(factor, lam)

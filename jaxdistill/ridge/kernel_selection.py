@@ -125,8 +125,8 @@ def _factor(gram: Array, intercept: bool) -> tuple[Array, Array]:
 
 @jax.jit
 def _leave_one_out(
-    values: Float[Array, " n"],
-    vectors: Float[Array, "n n"],
+    values: Float[Array, " r"],
+    vectors: Float[Array, "n r"],
     y: Float[Array, "n k"],
     lams: Float[Array, " l"],
 ) -> tuple[Array, Array]:
@@ -158,7 +158,7 @@ def _held_out(
     seen, projected = matmul(cross, vectors), matmul(vectors.T, y)
 
     def one(lam: Array) -> tuple[Array, Array]:
-        return _errors(matmul(seen, projected / (values + lam)[:, None]) + level, targets)
+        return _errors(matmul(seen, projected / (values + lam)[:, None]) + level[None], targets)
 
     return jax.lax.map(one, lams)
 

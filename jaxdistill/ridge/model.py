@@ -16,6 +16,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import device_scope, moving_arrays
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.residual import ModelResidual, model_residual
@@ -107,9 +108,9 @@ class RidgeModel:
     ) -> Self:
         """Make a model of any linear head, whatever trained it: no data are needed to distil it.
 
-        ``f(x) = phi(x) B + b`` with B and b given: the last layer of a network, a logistic regression, a linear
-        support vector machine. *Ridge* regression on its distilled set returns it. What needs moments of data
-        (reduced rank, projection, weighted labels, KIP on moments) says so.
+        ``f(x) = phi(x) B + b`` with B and b given: the last layer of a network, a logistic regression, a
+        linear support vector machine. *Ridge* regression on its distilled set returns it. What needs
+        moments of data (reduced rank, projection, weighted labels, KIP on moments) says so.
 
         Args:
             features: Feature map phi, d -> p.
@@ -157,7 +158,10 @@ class RidgeModel:
             # Outputs that sum to zero, as those of a softmax regression, are those of centred class rows.
             sums = np.vstack([head, level]).sum(axis=1)
             size = np.linalg.norm(head) + np.linalg.norm(level)
-            if kind is TargetKind.ONE_HOT and np.max(np.abs(sums)) <= np.sqrt(np.finfo(np.float64).eps) * size:
+            if (
+                kind is TargetKind.ONE_HOT
+                and np.max(np.abs(sums)) <= np.sqrt(np.finfo(np.float64).eps) * size
+            ):
                 kind = TargetKind.CENTRED
         return cls(features, head, None, None, None, 0.0, None, kind, intercept=level)
 
@@ -209,9 +213,10 @@ class RidgeModel:
 
 @jax.jit
 def _predict_chunk(features: AbstractFeatureMap, weights: Array, level: Array, x: Array) -> Array:
-    return matmul(features(x), weights.astype(x.dtype)) + level
+    return matmul(features(x), weights.astype(x.dtype)) + level[None]
 
 
+@moving_arrays()
 def predict(
     features: AbstractFeatureMap,
     weights: Any,
@@ -227,10 +232,10 @@ def predict(
     size = chunk_rows(features.num_features, max(len(x), 1))
     chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]
-    with jax.enable_x64(x.dtype == np.float64):
+    with device_scope(x.dtype) as side:
         weights = np.asarray(weights, x.dtype)
         level = np.zeros(weights.shape[1]) if intercept is None else intercept
         level = np.asarray(level, x.dtype)
-        features = jax.device_put(features)
+        features = jax.device_put(features, side.home)
         parts = [np.asarray(_predict_chunk(features, weights, level, chunk[0])) for chunk, _ in chunks]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self, final
+from typing import Any, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import HIGHEST, matmul
+from jaxdistill.numerics.placement import device_scope
 from jaxdistill.numerics.pytrees import register_pytree
+from jaxdistill.numerics.two_sum import TwoSum, add_all
 from jaxdistill.ridge.source import AbstractSource, padded
 
 # Rows that are summed in the precision of the features, before float64 takes over.
@@ -101,7 +103,7 @@ class Moments:
             s, t = jnp.zeros(features.shape[1], features.dtype), jnp.zeros(y.shape[1], dtype)
         else:
             s, t = about[0].astype(features.dtype), about[1].astype(dtype)
-            features, y = features - s, y - t
+            features, y = features - s[None], y - t[None]
         ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
         sums = _column_sums(features, ones, dtype), matmul(ones, y)
         if weight is not None:
@@ -203,9 +205,9 @@ def _shapes(num_features: int, num_targets: int) -> tuple[tuple[int, ...], ...]:
     return (*((p + p), (p + k), (k + k), ()), p, k, p, k)
 
 
-def _shardings() -> tuple[NamedSharding, NamedSharding]:
-    """Rows split over the local devices, and copies on all of them."""
-    mesh = Mesh(np.asarray(jax.local_devices()), ("rows",))
+def _shardings(devices: tuple[Any, ...]) -> tuple[NamedSharding, NamedSharding]:
+    """Rows split over the devices, and copies on all of them."""
+    mesh = Mesh(np.asarray(devices), ("rows",))
     return NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
 
 
@@ -215,16 +217,115 @@ def _add_chunk(moments: Moments, features: AbstractFeatureMap, x: Array, y: Arra
     return moments.plus(Moments.from_features(features(x), y, mask, moments.gram.dtype, about=point))
 
 
+class _ShortSums(NamedTuple):
+    """What a device without float64 adds up: G, C and the sum of the features, each in two numbers."""
+
+    gram: TwoSum | Any
+    cross: TwoSum | Any
+    feature_sum: TwoSum | Any
+
+
+@partial(jax.jit, donate_argnums=0)
+def _add_chunk_in_two(
+    sums: _ShortSums, features: AbstractFeatureMap, x: Array, y: Array, mask: Array, shift: Array
+) -> _ShortSums:
+    """Add a chunk, of whose targets the shift is subtracted already."""
+    about = shift, jnp.zeros(y.shape[1], y.dtype)
+    block = Moments.from_features(features(x), y, mask, about=about)
+    return add_all(sums, _ShortSums(block.gram, block.cross, block.feature_sum))
+
+
+def _mean(rows: Any, mask: Any) -> Any:
+    """Mean of the rows of a chunk, in their own precision, from the first row, which is no padding.
+
+    So a column that is constant is met to the last bit.
+    """
+    weight = mask.astype(rows.dtype)[:, None]
+    return rows[0] + (weight * (rows - rows[:1])).sum(axis=0) / weight.sum()
+
+
 @jax.jit
-def _middle(features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> tuple[Array, Array]:
-    """Means of features and targets of a chunk, each in its own precision."""
+def _middle(features: AbstractFeatureMap, x: Array, mask: Array) -> Array:
+    """Mean of the features of a chunk."""
+    return _mean(features(x), mask)
 
-    def mean(rows: Array) -> Array:
-        # From the first row, which is no padding: a column that is constant is met to the last bit.
-        weight = mask.astype(rows.dtype)[:, None]
-        return rows[0] + jnp.sum(weight * (rows - rows[0]), axis=0) / jnp.sum(weight)
 
-    return mean(features(x)), mean(y)
+def _in_two(sums: Any) -> TwoSum:
+    """Sums of float64 in two float32 numbers."""
+    high = sums.astype(np.float32)
+    return TwoSum(high, (sums - high).astype(np.float32))
+
+
+class _Accumulator:
+    """Moments of the chunks so far, in float64 on the devices, or in two float32 numbers and on the host."""
+
+    def __init__(
+        self, features: AbstractFeatureMap, num_targets: int, devices: tuple[Any, ...], wide: bool
+    ) -> None:
+        self.by_row, self.everywhere = _shardings(devices)
+        self.features = jax.device_put(features, self.everywhere)
+        # From the host: JAX would compile a program for each array of zeros.
+        self.zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, num_targets)))
+        # A CPU alone takes the rows without a copy.
+        self.copied = [device.platform for device in devices] != ["cpu"]
+        self.wide, self.own = wide, self.zeros
+        self.sums: Any = None
+
+    def begin(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
+        """Choose the point that sums are about, from the first chunk."""
+        if shifted:
+            s, t = _middle(self.features, x, mask), _mean(y, mask)
+            s, t = (np.asarray(a, np.float64) for a in (s, t))
+            self.own = replace(self.zeros, feature_shift=s, target_shift=t)
+        self.go_on(self.own)
+
+    def go_on(self, moments: Moments) -> None:
+        """Begin from moments: those of nothing, or of the first chunks."""
+        self.own = moments
+        if self.wide:
+            self.sums = jax.device_put(moments, self.everywhere)
+            return
+        parts = (moments.gram, moments.cross, moments.feature_sum)
+        self.sums = jax.device_put(_ShortSums(*map(_in_two, parts)), self.everywhere)
+        self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), self.everywhere)
+
+    def add(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
+        """Add a chunk; on its way to the devices while they work on the one before."""
+        if self.sums is None:
+            self.begin(x, y, mask, shifted)
+        own = self.own
+        if not self.wide:
+            y = (y.astype(np.float64) - own.target_shift) * mask[:, None]
+            # Small, and exact beside the data: T and what else knows no features.
+            self.own = replace(
+                own,
+                target_gram=own.target_gram + y.T @ y,
+                target_sum=own.target_sum + y.sum(axis=0),
+                count=own.count + mask.sum(dtype=np.float64),
+            )
+            y = y.astype(np.float32)
+        block = (x, y, mask)
+        if self.copied:
+            block = jax.device_put(block, self.by_row)
+        # Rows are read while the device works, but only one chunk ahead of it.
+        jax.block_until_ready(self.sums)
+        if self.wide:
+            self.sums = _add_chunk(self.sums, self.features, *block)
+        else:
+            self.sums = _add_chunk_in_two(self.sums, self.features, *block, self.shift)
+
+    def total(self) -> Moments:
+        """The moments, read back once."""
+        if self.sums is None:
+            return self.zeros
+        if self.wide:
+            return jax.tree.map(np.asarray, self.sums)
+        return replace(
+            self.own,
+            gram=self.sums.gram.to_float64(),
+            cross=self.sums.cross.to_float64(),
+            feature_sum=self.sums.feature_sum.to_float64(),
+        )
 
 
 def accumulate_moments(
@@ -234,10 +335,12 @@ def accumulate_moments(
     dtype: Any = np.float32,
     shifted: bool = False,
     begin: Moments | None = None,
-    each: Callable[[Moments], None] | None = None,
+    each: Callable[[Callable[[], Moments]], None] | None = None,
     progress: bool = False,
 ) -> Moments:
     """Moments of a data set, streamed in chunks over all local devices; sums in float64.
+
+    Devices without float64 add their products up in two float32 numbers, which hold nearly as many digits.
 
     Args:
         features: Feature map phi.
@@ -245,31 +348,21 @@ def accumulate_moments(
         dtype: Precision of the features and of the product Phi^T Phi.
         shifted: Whether to sum about the means of the first chunk, as an intercept needs it.
         begin: Moments of the first rows, whole chunks of them, where a pass that was killed goes on.
-        each: Called with the moments after every chunk, whose buffers the next one takes.
+        each: Called after every chunk with what reads the moments so far back.
         progress: Whether to show a bar.
 
     Returns:
         Moments as float64 NumPy arrays.
     """
-    by_row, everywhere = _shardings()
     size, bar = source.chunk_size, "moments" if progress else None
-    with jax.enable_x64(True):
-        features = jax.device_put(features, everywhere)
-        # From the host: JAX would compile a program for each array of zeros.
-        zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, source.num_targets)))
-        start = 0 if begin is None else int(begin.count)
-        moments = None if shifted and begin is None else jax.device_put(begin or zeros, everywhere)
-        total = None if source.num_rows is None else source.num_rows - start
+    start = 0 if begin is None else int(begin.count)
+    total = None if source.num_rows is None else source.num_rows - start
+    with device_scope(dtype, wide_sums=True) as side:
+        sums = _Accumulator(features, source.num_targets, side.devices, side.wide)
+        if begin is not None:
+            sums.go_on(begin)
         for (x, y), mask in padded(source.chunks(start), size, total=total, progress=bar):
-            block = (x.astype(dtype, copy=False), y, mask)
-            if jax.local_device_count() > 1:  # one device takes the rows without a copy
-                block = jax.device_put(block, by_row)
-            if moments is None:
-                s, t = (np.asarray(a, np.float64) for a in _middle(features, *block))
-                moments = jax.device_put(replace(zeros, feature_shift=s, target_shift=t), everywhere)
-            # Rows are read while the device works, but only one chunk ahead of it.
-            jax.block_until_ready(moments)
-            moments = _add_chunk(moments, features, *block)
+            sums.add(x.astype(dtype, copy=False), y, mask, shifted)
             if each is not None:
-                each(moments)
-        return jax.tree.map(np.asarray, zeros if moments is None else moments)
+                each(sums.total)
+        return sums.total()

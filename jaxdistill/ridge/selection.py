@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, final
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.source import AbstractSource, padded
@@ -66,8 +68,9 @@ def _errors(prediction: Array, y: Array, mask: Array) -> tuple[Array, Array]:
     return squared, jnp.sum(jnp.where(wrong, mask, 0.0))
 
 
-@jax.jit
-def _held_out_chunk(
+@partial(jax.jit, static_argnums=0)
+def _score_chunk(
+    left_out: bool,
     features: AbstractFeatureMap,
     basis: Float[Array, "p r"],
     filters: Float[Array, "l r"],
@@ -78,39 +81,22 @@ def _held_out_chunk(
     y: Array,
     mask: Array,
 ) -> tuple[Array, Array]:
-    del base
-    z = matmul(features(x) - means[0], basis)
-
-    def one(factor: Array) -> tuple[Array, Array]:
-        return _errors(matmul(z, factor[:, None] * projected) + means[1], y, mask)
-
-    return jax.lax.map(one, filters)
-
-
-@jax.jit
-def _leave_one_out_chunk(
-    features: AbstractFeatureMap,
-    basis: Float[Array, "p r"],
-    filters: Float[Array, "l r"],
-    projected: Float[Array, "r k"],
-    means: tuple[Array, Array],
-    base: Array,
-    x: Array,
-    y: Array,
-    mask: Array,
-) -> tuple[Array, Array]:
-    z = matmul(features(x) - means[0], basis)
-    leverages = base + matmul(filters, (z**2).T)
+    """Errors of every candidate on a chunk: as predicted, or as predicted were each example left out."""
+    z = matmul(features(x) - means[0][None], basis)
+    leverages = base + matmul(filters, (z**2).T) if left_out else None
     # Nearer to one than this, a leverage is one, and the residual over the gap rounding over rounding: eps
     # of this precision, and of float64, in which the path was factored, once an eigenvector.
     rounding = 64 * (jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
 
-    def one(factor_and_leverage: tuple[Array, Array]) -> tuple[Array, Array]:
+    def one(factor_and_leverage: tuple[Array, Array | None]) -> tuple[Array, Array]:
         factor, h = factor_and_leverage
+        prediction = matmul(z, factor[:, None] * projected) + means[1][None]
+        if h is None:
+            return _errors(prediction, y, mask)
         gap = (1 - h)[:, None]
         lost = gap <= rounding
-        residual = y - means[1] - matmul(z, factor[:, None] * projected)
-        return _errors(y - jnp.where(lost, jnp.inf, residual / jnp.where(lost, 1.0, gap)), y, mask)
+        residual = jnp.where(lost, jnp.inf, (y - prediction) / jnp.where(lost, 1.0, gap))
+        return _errors(y - residual, y, mask)
 
     return jax.lax.map(one, (filters, leverages))
 
@@ -148,20 +134,21 @@ def score_penalties(
     Returns:
         The scores, and with them the choice.
     """
-    chunk = {"validation": _held_out_chunk, "leave-one-out": _leave_one_out_chunk}[method]
+    left_out = {"validation": False, "leave-one-out": True}[method]
     squared, wrong, rows = np.zeros(len(lams)), np.zeros(len(lams)), 0
-    with jax.enable_x64(True):
-        filters = _filters(path, lams)
+    means, base = (np.zeros(path.basis.shape[0]), np.zeros(source.num_targets)), 0.0
+    if centre is not None:  # zeros change no bit
+        means, base = (centre.feature_shift, centre.target_shift), 1 / centre.count
+    with float64_scope():
+        filters = np.asarray(_filters(path, lams))
+    with device_scope(dtype, wide_sums=True) as side:
         fixed: list[Any] = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
-        means, base = (np.zeros(path.basis.shape[0]), np.zeros(source.num_targets)), 0.0
-        if centre is not None:  # zeros change no bit
-            means, base = (centre.feature_shift, centre.target_shift), 1 / centre.count
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
-        features = jax.device_put(features)
+        features = jax.device_put(features, side.home)
         bar = method if progress else None
         for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
             block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]
-            more_squared, more_wrong = chunk(features, *fixed, *block)
+            more_squared, more_wrong = _score_chunk(left_out, features, *fixed, *block)
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
             rows += int(mask.sum())

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self, final
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.keys import host_generator
+from jaxdistill.numerics.placement import placement
 from jaxdistill.ridge.targets import TargetKind, detect_targets
 
 # Bytes of float32 features in one chunk: large enough for the matrix product to run at full speed,
@@ -208,7 +208,7 @@ def data_dtype_of(rows: np.ndarray) -> np.dtype:
 
 def chunk_rows(num_features: int, num_rows: int) -> int:
     """Rows in one chunk: a multiple of the device count, bounded by memory and by the data."""
-    devices = jax.local_device_count()
+    devices = len(placement().devices)
     rows = max(256, min(16384, CHUNK_BYTES // (4 * num_features)))
     rows = min(rows, num_rows)
     return -(-rows // devices) * devices

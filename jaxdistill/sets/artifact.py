@@ -9,7 +9,7 @@ import os
 import platform
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self, final, overload
+from typing import Any, BinaryIO, ClassVar, Self, final, overload
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.features.stored import parts_of, rebuild
 from jaxdistill.numerics.files import File, path_of, write_file
+from jaxdistill.numerics.placement import placement
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.sets.archive import digest_arrays, read_archive, read_json
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
@@ -32,6 +34,7 @@ _REQUIRED = ("meta", "digest", "inputs", "labels", "lam")
 class AbstractSet(abc.ABC):
     """A handful of examples to train on, of a feature map or of a kernel: one .npz, with its certificate."""
 
+    of_kernel: ClassVar[bool]
     x: np.ndarray
     y: np.ndarray
     lam: float
@@ -54,7 +57,7 @@ class AbstractSet(abc.ABC):
 
     @property
     def digest(self) -> str:
-        """Fingerprint of what training sees: inputs, labels, penalty, feature map or kernel, any intercept."""
+        """Fingerprint of what training sees: inputs, labels, penalty, map or kernel, and any intercept."""
         told = {"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)}
         if self.intercept is not None:
             told["trains_intercept"] = np.True_
@@ -91,6 +94,57 @@ class AbstractSet(abc.ABC):
         if report["digest"] != self.digest:
             raise ArtifactError("the certificate was computed on another set; certify the set that is saved")
         return replace(self, certificate=report)  # pyright: ignore[reportArgumentType]
+
+    @classmethod
+    def load(
+        cls,
+        path: File,
+        *,
+        module: Any | None = None,
+        variables: Any | None = None,
+        features: Any | None = None,
+    ) -> Self:
+        """Read a set back; nothing in the file is ever executed.
+
+        Args:
+            path: A file that :meth:`save` wrote, by its path or open in binary mode.
+            module: The flax module of an :class:`~jaxdistill.features.Encoder`, or of a kernel, whose code
+                is not the package's own; it is checked to be the same function.
+            variables: Variables of a linen module, where the file keeps only their hash.
+            features: The feature map itself, in place of the module; of a
+                :class:`~jaxdistill.features.Function` the only way, since no file holds its code.
+
+        Returns:
+            The set.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format, or a
+                set of the other kind; or it needs a module that is missing, or another one.
+        """
+        arrays, meta = read_set(path)
+        if ("kernel" in meta) != cls.of_kernel:
+            whose = "for a kernel" if "kernel" in meta else "of a feature map"
+            raise ArtifactError(f"{path} is a set {whose}; read it with jaxdistill.load_set")
+        return cls.assembled(
+            path, arrays, meta, {"module": module, "variables": variables, "features": features}
+        )
+
+    @classmethod
+    @abc.abstractmethod
+    def assembled(
+        cls, path: File, arrays: dict[str, np.ndarray], meta: dict[str, Any], code: dict[str, Any]
+    ) -> Self:
+        """The set that a file's parts make.
+
+        Args:
+            path: What to call the file in errors.
+            arrays: Arrays, from :func:`read_set`.
+            meta: Metadata, from :func:`read_set`.
+            code: What no file holds, by the names of arguments of :meth:`load`.
+
+        Raises:
+            ArtifactError: parts that do not fit, or code that is missing, another, or not needed.
+        """
 
     @overload
     def save(self, path: str | os.PathLike[str]) -> Path: ...
@@ -132,6 +186,7 @@ class AbstractSet(abc.ABC):
                 "jax": jax.__version__,
                 "numpy": np.__version__,
             },
+            "placement": placement().to_dict(),
         }
         arrays = {
             "images": self.images,
@@ -153,9 +208,13 @@ class AbstractSet(abc.ABC):
 
 
 @final
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class DistilledSet(AbstractSet):
     """A handful of examples that train to the full model, and what is needed to check it.
+
+    A pytree: it goes through jit, vmap and ``jax.tree.map``. What comes out is another set, without recipe
+    and certificate, which tell of this very one; its labels are float32 outside :func:`jax.enable_x64`.
 
     Args:
         x: Inputs as the model sees them, shape (m, d).
@@ -183,17 +242,18 @@ class DistilledSet(AbstractSet):
         ((3, 5), (3, 3), 0.0)
     """
 
-    x: Float[np.ndarray, "m d"]
-    y: Float[np.ndarray, "m k"]
-    lam: float
+    of_kernel = False
+    x: Float[np.ndarray, "m d"] | Any
+    y: Float[np.ndarray, "m k"] | Any
+    lam: float | Any
     features: AbstractFeatureMap
-    weights: Float[np.ndarray, "p k"]
-    recipe: dict[str, Any] = field(default_factory=dict)
-    preprocess: AbstractPreprocess | None = None
-    class_names: tuple[str, ...] | None = None
-    certificate: dict[str, Any] | None = None
-    intercept: Float[np.ndarray, " k"] | None = None
-    feature_scales: Float[np.ndarray, " p"] | None = None
+    weights: Float[np.ndarray, "p k"] | Any
+    recipe: dict[str, Any] = field(default_factory=dict, metadata={"dropped": True})
+    preprocess: AbstractPreprocess | None = field(default=None, metadata={"static": True})
+    class_names: tuple[str, ...] | None = field(default=None, metadata={"static": True})
+    certificate: dict[str, Any] | None = field(default=None, metadata={"dropped": True})
+    intercept: Float[np.ndarray, " k"] | Any | None = None
+    feature_scales: Float[np.ndarray, " p"] | Any | None = None
 
     def _map_arrays(self) -> dict[str, np.ndarray]:
         return self.features.arrays()
@@ -206,37 +266,12 @@ class DistilledSet(AbstractSet):
         return full | arrays, {"features": parts_of(self.features)}
 
     @classmethod
-    def load(
-        cls,
-        path: File,
-        *,
-        module: Any | None = None,
-        variables: Any | None = None,
-        features: Any | None = None,
+    def assembled(
+        cls, path: File, arrays: dict[str, np.ndarray], meta: dict[str, Any], code: dict[str, Any]
     ) -> Self:
-        """Read a set back; nothing in the file is ever executed.
-
-        Args:
-            path: A file that :meth:`save` wrote, by its path or open in binary mode.
-            module: The flax module of an :class:`~jaxdistill.features.Encoder` whose code is not the
-                package's own; it is checked to be the same function.
-            variables: Variables of a linen module, where the file keeps only their hash.
-            features: The feature map itself, in place of the module; of a
-                :class:`~jaxdistill.features.Function` the only way, since no file holds its code.
-
-        Returns:
-            The set.
-
-        Raises:
-            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format; or
-                its features need a module that is missing, or another one.
-        """
-        arrays, meta = read_set(path)
-        if "kernel" in meta:
-            raise ArtifactError(f"{path} is a set for a kernel; read it with jaxdistill.load_set")
+        """The set that a file's parts make, as :meth:`AbstractSet.assembled` has it."""
         with understood(path):
             check_examples(path, arrays, meta, ("weights",))
-            code = {"module": module, "variables": variables, "features": features}
             parts = arrays_under("features/", arrays)
             phi = rebuild(meta["features"], parts, **code)
             check_code(path, f"{phi.kind} features, which need", code, [phi])

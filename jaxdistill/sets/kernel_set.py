@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self, final
 
 import jax
@@ -12,19 +10,22 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdistill.data.preprocess import AbstractPreprocess
-from jaxdistill.errors import ArtifactError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.kernels.base import AbstractKernel, parts_of
 from jaxdistill.kernels.stored import rebuild
-from jaxdistill.numerics.files import File, path_of
+from jaxdistill.numerics.files import File
+from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.sets.artifact import AbstractSet, DistilledSet, arrays_under, common_fields, read_set
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
 
 @final
+@register_pytree
 @dataclass(frozen=True, eq=False)
 class KernelSet(AbstractSet):
     """A handful of examples that train to a function near the full model, and what is needed to say how near.
+
+    A pytree, as a :class:`~jaxdistill.DistilledSet` is.
 
     In place of weights it keeps the values of the full model f at the examples and its squared norm: the
     distance of any ``f_s = k(., Xs) b`` in the kernel's space follows from them,
@@ -56,18 +57,19 @@ class KernelSet(AbstractSet):
         ((6, 5), (6, 3))
     """
 
-    x: Float[np.ndarray, "m d"]
-    y: Float[np.ndarray, "m k"]
-    lam: float
+    of_kernel = True
+    x: Float[np.ndarray, "m d"] | Any
+    y: Float[np.ndarray, "m k"] | Any
+    lam: float | Any
     kernel: AbstractKernel
-    values: Float[np.ndarray, "m k"]
-    squared_norm: float
-    resolution: float
-    recipe: dict[str, Any] = field(default_factory=dict)
-    preprocess: AbstractPreprocess | None = None
-    class_names: tuple[str, ...] | None = None
-    certificate: dict[str, Any] | None = None
-    intercept: Float[np.ndarray, " k"] | None = None
+    values: Float[np.ndarray, "m k"] | Any
+    squared_norm: float | Any
+    resolution: float | Any
+    recipe: dict[str, Any] = field(default_factory=dict, metadata={"dropped": True})
+    preprocess: AbstractPreprocess | None = field(default=None, metadata={"static": True})
+    class_names: tuple[str, ...] | None = field(default=None, metadata={"static": True})
+    certificate: dict[str, Any] | None = field(default=None, metadata={"dropped": True})
+    intercept: Float[np.ndarray, " k"] | Any | None = None
 
     def _map_arrays(self) -> dict[str, np.ndarray]:
         return self.kernel.arrays()
@@ -78,33 +80,12 @@ class KernelSet(AbstractSet):
         return told | arrays, {"kernel": parts_of(self.kernel), "resolution": float(self.resolution)}
 
     @classmethod
-    def load(
-        cls,
-        path: File,
-        *,
-        module: Any | None = None,
-        variables: Any | None = None,
-        features: Any | None = None,
+    def assembled(
+        cls, path: File, arrays: dict[str, np.ndarray], meta: dict[str, Any], code: dict[str, Any]
     ) -> Self:
-        """Read a set back; nothing in the file is ever executed.
-
-        Args:
-            path: A file that :meth:`save` wrote, by its path or open in binary mode.
-            module: The flax module of the kernel, where its code is not the package's own; it is checked to
-                be the same function.
-            variables: Variables of a linen module, where the file keeps only their hash.
-            features: The feature map itself, for the kernel of one, in place of the module.
-
-        Raises:
-            ArtifactError: the file is missing, damaged, altered, pickled, foreign or of another format, or a
-                set of a feature map; or its kernel needs a module that is missing, or another one.
-        """
-        arrays, meta = read_set(path)
-        if "kernel" not in meta:
-            raise ArtifactError(f"{path} is a set of a feature map; read it with jaxdistill.load_set")
+        """The set that a file's parts make, as :meth:`AbstractSet.assembled` has it."""
         with understood(path):
             check_examples(path, arrays, meta, ("values", "squared_norm"))
-            code = {"module": module, "variables": variables, "features": features}
             kernel = rebuild(meta["kernel"], arrays_under("kernel/", arrays), **code)
             maps = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractFeatureMap))
             maps = [part for part in maps if isinstance(part, AbstractFeatureMap)]
@@ -143,11 +124,8 @@ def load_set(
         Traceback (most recent call last):
         jaxdistill.errors.ArtifactError: no.npz does not exist; make one with: jaxdistill distill --out DIR
     """
-    file = path_of(path)
-    if not isinstance(file, Path):  # it is read twice
-        file = io.BytesIO(file.read())
-    meta = read_set(file)[1]
-    if isinstance(file, io.BytesIO):
-        file.seek(0)
+    arrays, meta = read_set(path)
     kind = KernelSet if "kernel" in meta else DistilledSet
-    return kind.load(path, module=module, variables=variables, features=features)
+    return kind.assembled(
+        path, arrays, meta, {"module": module, "variables": variables, "features": features}
+    )

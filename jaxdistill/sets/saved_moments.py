@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import monotonic
@@ -236,7 +237,8 @@ def collect_moments(
     """Moments of a data set, in a file that grows with the pass: killed, it goes on where it was.
 
     Called again with the same data and file, it reads only the rows that are missing, and ends with the same
-    moments, bit for bit. A file that is whole is returned as it is.
+    moments: bit for bit, or on devices without float64 to the last of their 48 bits. A file that is whole is
+    returned as it is.
 
     Args:
         features: Feature map phi.
@@ -291,10 +293,10 @@ def collect_moments(
         found.save(path)
         return found
 
-    def each(moments: Moments) -> None:
+    def each(so_far: Callable[[], Moments]) -> None:
         nonlocal last
         if monotonic() - last >= every:
-            save(moments, False)
+            save(so_far(), False)
             last = monotonic()
 
     moments = accumulate_moments(

@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import check_num_features
-from jaxdistill.numerics.linalg import check_finite, in_float64, matmul
+from jaxdistill.numerics.linalg import check_finite, in_float32, in_float64, matmul
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays, placement
 
 # Relative residual that counts as reached: rounding in float64, of sums of ordinary length.
 REACHED = 1e-12
@@ -58,6 +59,7 @@ class Inversion(NamedTuple):
     report: InversionReport
 
 
+@moving_arrays()
 def invert(
     phi: Callable[[Array], Array],
     features: Any,
@@ -123,10 +125,13 @@ def invert(
         for done in range(0, steps, BLOCK):
             if np.all(state.residual <= tolerance):
                 break
-            state = in_float64(
-                partial(_advance, block=min(BLOCK, steps - done)), phi, target, state, tolerance
-            )
-            bar.update(min(BLOCK, steps - done))
+            block = min(BLOCK, steps - done)
+            if placement().native:
+                state = in_float64(partial(_advance, block=block), phi, target, state, tolerance)
+            else:
+                for _ in range(block):
+                    state = _step_in_parts(phi, target, state, tolerance)
+            bar.update(block)
     report = InversionReport(
         residual=state.residual,
         steps=state.steps,
@@ -164,9 +169,13 @@ def inversion_step(
     Returns:
         The change of x.
     """
-    p, d = len(target), len(x)
+    return _least_norm(phi, x, target - phi(x), damping)
+
+
+def _least_norm(phi: Callable[[Array], Array], x: Array, gap: Array, damping: Array) -> Array:
+    """The change of x that is nearest to closing a gap in the features."""
+    p, d = len(gap), len(x)
     jacobian = (jax.jacrev if p <= d else jax.jacfwd)(phi)(x)
-    gap = target - phi(x)
     shift = damping * jnp.sum(jacobian**2) / p
     if p <= d:
         factor = jnp.linalg.cholesky(matmul(jacobian, jacobian.T) + shift * jnp.eye(p, dtype=x.dtype))
@@ -194,16 +203,45 @@ def _advance(
 
     def step(state: _State, _: None) -> tuple[_State, None]:
         change = jax.vmap(partial(inversion_step, phi))(state.x, target, state.damping)
-        tried = state.x + change
-        residual = _residuals(phi, tried, target)
-        under_way = state.residual > tolerance
-        better = under_way & (residual < state.residual)
-        damping = jnp.where(better, SHRINK, GROW) * state.damping
-        return _State(
-            x=jnp.where(better[:, None], tried, state.x),
-            residual=jnp.where(better, residual, state.residual),
-            damping=jnp.clip(damping, LEAST_DAMPING, MOST_DAMPING),
-            steps=state.steps + under_way.astype(state.steps.dtype),
-        ), None
+        return _judged(phi, target, state, change, tolerance), None
 
     return jax.lax.scan(step, state, None, length=block)[0]
+
+
+def _judged(
+    phi: Callable[[Array], Array], target: Array, state: _State, change: Array, tolerance: Array
+) -> _State:
+    """The next state: changes are taken where they help and are needed."""
+    tried = state.x + change
+    residual = _residuals(phi, tried, target)
+    under_way = state.residual > tolerance
+    better = under_way & (residual < state.residual)
+    damping = jnp.where(better, SHRINK, GROW) * state.damping
+    return _State(
+        x=jnp.where(better[:, None], tried, state.x),
+        residual=jnp.where(better, residual, state.residual),
+        damping=jnp.clip(damping, LEAST_DAMPING, MOST_DAMPING),
+        steps=state.steps + under_way.astype(state.steps.dtype),
+    )
+
+
+def _step_in_parts(phi: Callable[[Array], Array], target: Any, state: _State, tolerance: float) -> _State:
+    """A step for devices without float64: they solve in float32 what float64 measures and judges."""
+    gaps = in_float64(_gaps, phi, target, state.x)
+    size = np.linalg.norm(gaps, axis=1, keepdims=True)
+    size = np.where(size > 0, size, 1.0)
+    change = in_float32(_changes, phi, state.x, gaps / size, state.damping)
+    return in_float64(_judge, phi, target, state, change * size, tolerance)
+
+
+@jax.jit
+def _gaps(phi: Callable[[Array], Array], target: Array, x: Array) -> Array:
+    return target - phi(x)
+
+
+@jax.jit
+def _changes(phi: Callable[[Array], Array], x: Array, gaps: Array, damping: Array) -> Array:
+    return jax.vmap(partial(_least_norm, phi))(x, gaps, damping)
+
+
+_judge = jax.jit(_judged)

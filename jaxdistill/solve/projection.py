@@ -29,6 +29,7 @@ from jaxdistill.features.base import check_num_features
 from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import check_finite, in_float64, matmul, rank_tolerance, reciprocal
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import device_scope, moving_arrays
 from jaxdistill.solve.box import checked_box
 
 # Added to Phis G Phis^T while descending, relative to the mean of its diagonal: float32's share of rounding.
@@ -117,6 +118,7 @@ def share_lost(
     return 1 - jnp.sum(inverse[:, None] * right**2) / jnp.sum(weights * matmul(gram, weights))
 
 
+@moving_arrays()
 def project(
     phi: Callable[[Array], Array],
     weights: Any,
@@ -196,7 +198,7 @@ def project(
     first = float(in_float64(_report, phi, x, weights, gram))
     if not np.isfinite(first):
         raise DivergenceError("the loss of the start is not finite; start from other examples")
-    with jax.enable_x64(False):
+    with device_scope(np.float32):
         narrow = [jnp.asarray(a, jnp.float32) for a in (x, weights, gram / energy, low, high)]
         carry = _begin(narrow[0])
         with tqdm(total=steps, desc="projection", disable=not progress, leave=False) as bar:
@@ -277,7 +279,7 @@ def _descend(
             update: Any
             update, memory = adam.update(gradient, carry.memory)
         share = 0.5 * (1 + jnp.cos(jnp.pi * carry.step.astype(carry.x.dtype) / steps))
-        x = jnp.clip(carry.x - (learning_rate * share).astype(carry.x.dtype) * update, low, high)
+        x = jnp.clip(carry.x - (learning_rate * share).astype(carry.x.dtype) * update, low[None], high[None])
         return _Carry(
             x=x,
             memory=memory,

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from jaxdistill.errors import InputError
-from jaxdistill.numerics.linalg import check_finite, in_float64
+from jaxdistill.numerics.linalg import check_finite, in_float32, in_float64
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.placement import moving_arrays, placement
 from jaxdistill.solve.box import checked_box
 from jaxdistill.solve.spanning import (
     SpanningProblem,
@@ -28,7 +29,14 @@ from jaxdistill.solve.spanning import (
     spanning_mix,
 )
 from jaxdistill.solve.spanning_report import SpanningOutcome, SpanningReport, SpanningSolution
-from jaxdistill.solve.spanning_step import FeatureFunction, SpanningMethod, spanning_steps
+from jaxdistill.solve.spanning_step import (
+    FeatureFunction,
+    SpanningMethod,
+    begin_steps,
+    find_directions,
+    finish_steps,
+    spanning_steps,
+)
 
 # Unknowns p r up to which the matrix of a step is formed: 8 * 2560^2 bytes, 0.1 s to factorise on two cores.
 DIRECT_LIMIT = 2560
@@ -74,6 +82,7 @@ def peak_bytes(
     return starts * (sets + 16 * p * p) + 32 * p * max(p, d)
 
 
+@moving_arrays()
 def solve_spanning(
     phi: FeatureFunction,
     weights: Any,
@@ -219,8 +228,15 @@ class _Run:
     def step(
         self, problem: SpanningProblem, states: SpanningState, ceilings: np.ndarray, pull: float = 0.0
     ) -> SpanningState:
-        function = partial(spanning_steps, method=self.method, most_iterations=MOST_ITERATIONS)
-        states = in_float64(function, self.phi, problem, states, pull, ceilings, INNER_TOLERANCE)
+        settings: Any = {"method": self.method, "most_iterations": MOST_ITERATIONS}
+        if placement().native:
+            function = partial(spanning_steps, **settings)
+            states = in_float64(function, self.phi, problem, states, pull, ceilings, INNER_TOLERANCE)
+        else:  # the same in three parts: only the middle one is for devices without float64
+            function = partial(find_directions, **settings)
+            right, seen, unturn = in_float64(begin_steps, self.phi, problem, states, pull)
+            changes = in_float32(function, self.phi, seen, right, problem.mobility, INNER_TOLERANCE)
+            states = in_float64(finish_steps, self.phi, problem, states, changes, unturn, pull, ceilings)
         self.taken += 1
         self.bar.update()
         self.bar.set_postfix_str(f"residual {np.min(states.residual):.1e}", refresh=False)
@@ -308,7 +324,7 @@ def _prepare(
             iterations=jnp.zeros((), jnp.int64),
         )
 
-    return problem, jax.vmap(begin)(jnp.clip(starts, low, high))
+    return problem, jax.vmap(begin)(jnp.clip(starts, low[None, None], high[None, None]))
 
 
 def _nearer(states: SpanningState, kept: SpanningState) -> SpanningState:

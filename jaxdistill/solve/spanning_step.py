@@ -22,6 +22,7 @@ import dataclasses
 import enum
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,56 @@ def spanning_steps(
     return jax.vmap(one)(states, problem.start, ceilings)
 
 
+@jax.jit
+def begin_steps(
+    phi: FeatureFunction, problem: SpanningProblem, states: SpanningState, pull: Array
+) -> tuple[Array, Any, Array]:
+    """The first part of :func:`spanning_steps`, in the precision of the states."""
+
+    def one(state: SpanningState, start: Array) -> tuple[Array, Any, Array]:
+        return _begin(phi, dataclasses.replace(problem, start=start), state, pull)
+
+    return jax.vmap(one)(states, problem.start)
+
+
+@partial(jax.jit, static_argnames=("method", "most_iterations"))
+def find_directions(
+    phi: FeatureFunction,
+    seen: Any,
+    right: Array,
+    mobility: Array,
+    tolerance: Array,
+    *,
+    method: SpanningMethod,
+    most_iterations: int,
+) -> Any:
+    """The second part, all in float32."""
+
+    def one(seen: Any, right: Array) -> Any:
+        return spanning_direction(phi, seen, right, mobility, tolerance, method, most_iterations)
+
+    return jax.vmap(one)(seen, right)
+
+
+@jax.jit
+def finish_steps(
+    phi: FeatureFunction,
+    problem: SpanningProblem,
+    states: SpanningState,
+    changes: Any,
+    unturn: Array,
+    pull: Array,
+    ceilings: Array,
+) -> SpanningState:
+    """The last part, in the precision of the states."""
+
+    def one(state: SpanningState, start: Array, change: Any, unturn: Array, ceiling: Array) -> SpanningState:
+        own = dataclasses.replace(problem, start=start)
+        return _finish(phi, own, state, change, unturn, pull, ceiling)
+
+    return jax.vmap(one)(states, problem.start, changes, unturn, ceilings)
+
+
 def spanning_step(
     phi: FeatureFunction,
     problem: SpanningProblem,
@@ -100,18 +151,82 @@ def spanning_step(
     Returns:
         The next state.
     """
-    wide = state.x.dtype
+    right, seen, unturn = _begin(phi, problem, state, pull)
+    change = spanning_direction(phi, seen, right, problem.mobility, tolerance, method, most_iterations)
+    return _finish(phi, problem, state, change, unturn, pull, ceiling)
+
+
+class _Seen(NamedTuple):
+    """What a direction is found from, in float32.
+
+    Args:
+        x: Inputs, shape (m, d).
+        features: Phis as the equations see them, shape (m, p).
+        mix: M T, of orthonormal columns, shape (m, r).
+        back: Change of the inputs that is taken in any case, shape (m, d).
+        free: 1 for inputs that may move, 0 for the others, shape (m, d).
+        damping: mu.
+    """
+
+    x: Array
+    features: Array
+    mix: Array
+    back: Array
+    free: Array
+    damping: Array
+
+
+class _Change(NamedTuple):
+    """A step, in the precision of its right side: changes of X and of M T, and iterations."""
+
+    x: Array
+    mix: Array
+    iterations: Array
+
+
+def _begin(
+    phi: FeatureFunction, problem: SpanningProblem, state: SpanningState, pull: Array
+) -> tuple[Array, _Seen, Array]:
+    """The residual in the basis T, in the precision of the state; what the direction needs; T back."""
     features = problem.centred(phi(state.x))
-    x, narrow = state.x.astype(jnp.float32), features.astype(jnp.float32)
-    free = jnp.where(state.held, 0.0, 1.0).astype(jnp.float32)
-    back = pull * (problem.start - state.x)
     turn, unturn = _whitening(state.mix)
-    mix = matmul(state.mix, turn).astype(jnp.float32)
+    right = matmul(spanning_residual(features, state.mix, problem.basis), turn)
+    parts = (
+        state.x,
+        features,
+        matmul(state.mix, turn),
+        pull * (problem.start - state.x),
+        jnp.where(state.held, 0.0, 1.0),
+        state.damping,
+    )
+    return right, _Seen(*(part.astype(jnp.float32) for part in parts)), unturn
+
+
+def spanning_direction(
+    phi: FeatureFunction,
+    seen: _Seen,
+    right: Float[Array, "p r"],
+    mobility: Float[Array, ""],
+    tolerance: Float[Array, ""],
+    method: SpanningMethod,
+    most_iterations: int,
+) -> _Change:
+    """Solve the linearised equations: the part of a step that need not be precise, in float32.
+
+    Args:
+        phi: Feature map.
+        seen: Where to step from.
+        right: The residual, shape (p, r); the change has its type.
+        mobility: How easily coefficients move.
+        tolerance: Relative residual at which conjugate gradients stop.
+        method: How the linear equations are solved.
+        most_iterations: Conjugate gradient iterations at most.
+    """
+    x, narrow, mix, back, free, damping = seen
+    wide = right.dtype
     _, forward = jax.linearize(phi, x)
     backward = jax.linear_transpose(forward, x)
-
-    right = matmul(spanning_residual(features, state.mix, problem.basis), turn)
-    right -= matmul(forward(back.astype(jnp.float32)).T, mix).astype(wide)
+    right -= matmul(forward(back).T, mix).astype(wide)
     size = jnp.linalg.norm(right)
     size = jnp.where(size > 0, size, 1.0)
     unit = (right / size).astype(jnp.float32)
@@ -124,15 +239,15 @@ def spanning_step(
         gram = tangent_gram(phi, x)
         mean = jnp.trace(gram) / len(gram)
     # Traces of the parts of images and coefficients stand in the ratio of the mobility.
-    moved = problem.mobility.astype(jnp.float32) * mean * gram.shape[-1] / jnp.sum(narrow**2)
-    damping = state.damping.astype(jnp.float32) * mean
+    moved = mobility.astype(jnp.float32) * mean * gram.shape[-1] / jnp.sum(narrow**2)
+    damping = damping * mean
 
     def push(multiplier: Array) -> Array:
         return backward(matmul(mix, multiplier.T))[0]
 
     if method is SpanningMethod.DIRECT:
-        multiplier = _factorised(gram, narrow, mix, moved, damping, unit)
-        iterations = jnp.zeros_like(state.iterations)
+        square = _square(gram, narrow, mix, moved, damping)
+        multiplier, iterations = _factorised(square, unit, tolerance, most_iterations)
     else:
 
         def normal(multiplier: Array) -> Array:
@@ -149,29 +264,42 @@ def spanning_step(
             tolerance.astype(jnp.float32),
             most_iterations,
         )
+    images, coefficients = push(multiplier), moved * matmul(narrow, multiplier)
+    return _Change(images.astype(wide) * size, coefficients.astype(wide) * size, iterations)
 
-    direction = push(multiplier).astype(wide) * size + back
+
+def _finish(
+    phi: FeatureFunction,
+    problem: SpanningProblem,
+    state: SpanningState,
+    change: _Change,
+    unturn: Array,
+    pull: Array,
+    ceiling: Array,
+) -> SpanningState:
+    """Take the step or leave it, by the residual in the precision of the state."""
+    direction = change.x + pull * (problem.start - state.x)
     proposed = state.x + jnp.where(state.held, 0.0, direction)
-    new_x = jnp.clip(proposed, problem.low, problem.high)
-    mix_change = (moved * matmul(narrow, multiplier)).astype(wide) * size
+    low, high = problem.low[None], problem.high[None]
+    new_x = jnp.clip(proposed, low, high)
     # The change has mean zero to float32's rounding only.
-    new_mix = problem.centred(state.mix + matmul(mix_change, unturn))
+    new_mix = problem.centred(state.mix + matmul(change.mix, unturn))
     residual = relative_residual(problem.centred(phi(new_x)), new_mix, problem.basis)
     taken = residual < ceiling
-    held = ((new_x <= problem.low) & (direction < 0)) | ((new_x >= problem.high) & (direction > 0))
-    change = jnp.where(residual < state.residual, _EASE, _CLIMB)
-    change = jnp.where(residual < 0.5 * state.residual, _SHRINK, change)
+    held = ((new_x <= low) & (direction < 0)) | ((new_x >= high) & (direction > 0))
+    eased = jnp.where(residual < state.residual, _EASE, _CLIMB)
+    eased = jnp.where(residual < 0.5 * state.residual, _SHRINK, eased)
     return SpanningState(
         x=jnp.where(taken, new_x, state.x),
         mix=jnp.where(taken, new_mix, state.mix),
         residual=jnp.where(taken, residual, state.residual),
         damping=jnp.where(
             taken,
-            jnp.maximum(change * state.damping, _LEAST_DAMPING),
+            jnp.maximum(eased * state.damping, _LEAST_DAMPING),
             jnp.maximum(_GROW * state.damping, _LEAST_REJECTED),
         ),
         held=jnp.where(jnp.isfinite(residual), held, state.held),
-        iterations=state.iterations + iterations,
+        iterations=state.iterations + change.iterations.astype(state.iterations.dtype),
     )
 
 
@@ -179,38 +307,58 @@ def _whitening(mix: Float[Array, "m r"]) -> tuple[Float[Array, "r r"], Float[Arr
     """T with ``(M T)^T M T = I``, and what turns a change of M T into one of M."""
     values, vectors = jnp.linalg.eigh(matmul(mix.T, mix))
     roots = jnp.sqrt(jnp.maximum(values, _FLATTEST * values[-1]))
-    return vectors / roots, (vectors * roots).T
+    return vectors / roots[None], (vectors * roots[None]).T
 
 
-def _factorised(
+def _square(
     grams: Float[Array, "m p p"],
     features: Float[Array, "m p"],
     mix: Float[Array, "m r"],
     moved: Float[Array, ""],
     damping: Float[Array, ""],
-    right: Float[Array, "p r"],
-) -> Float[Array, "p r"]:
-    """Solve the normal equations by a Cholesky factor in float64 of the matrix of order p r."""
-    p, r = right.shape
-    m = len(mix)
+) -> Float[Array, "q q"]:
+    """The matrix of the normal equations, of order p r; in float64 inside x64, from float32 products."""
+    (m, p), r = features.shape, mix.shape[1]
     pairs = (mix[:, :, None] * mix[:, None, :]).reshape(m, r * r)
     images = matmul(grams.reshape(m, p * p).T, pairs).reshape(p, p, r, r)
     coefficients = moved * matmul(features.T, features)
-    whole = images + coefficients[:, :, None, None] * jnp.eye(r, dtype=mix.dtype)
-    square = whole.transpose(0, 2, 1, 3).reshape(p * r, p * r).astype(jnp.float64)
-    square += damping.astype(jnp.float64) * jnp.eye(p * r, dtype=jnp.float64)
-    factor = jnp.linalg.cholesky(square)
-    solved = jax.scipy.linalg.cho_solve((factor, True), right.reshape(-1).astype(jnp.float64))
-    return solved.reshape(p, r).astype(right.dtype)
+    whole = images + coefficients[:, :, None, None] * jnp.eye(r, dtype=mix.dtype)[None, None]
+    square = whole.transpose(0, 2, 1, 3).reshape(p * r, p * r).astype(jnp.result_type(float))
+    return square + damping.astype(square.dtype) * jnp.eye(p * r, dtype=square.dtype)
+
+
+def _factorised(
+    square: Float[Array, "q q"], right: Float[Array, "p r"], tolerance: Float[Array, ""], most: int
+) -> tuple[Float[Array, "p r"], Array]:
+    """Solve by a Cholesky factor in float64; solution and iterations, which are none.
+
+    The least damping is far below float32's rounding: there, the factor is of a little more, and conjugate
+    gradients correct it.
+    """
+
+    def solve(matrix: Array) -> Callable[[Array], Array]:
+        factor = jnp.linalg.cholesky(matrix)
+        return lambda r: jax.scipy.linalg.cho_solve((factor, True), r)
+
+    flat = right.reshape(-1).astype(square.dtype)
+    if square.dtype == jnp.float64:
+        solved, iterations = solve(square)(flat), jnp.zeros((), int)
+    else:
+        more = _STABLE * jnp.trace(square) / len(square) * jnp.eye(len(square), dtype=square.dtype)
+        near = solve(square + more)
+        solved, iterations = _conjugate_gradients(
+            lambda v: matmul(square, v), near, flat, tolerance.astype(square.dtype), most
+        )
+    return solved.reshape(right.shape).astype(right.dtype), iterations
 
 
 def _conjugate_gradients(
     operator: Callable[[Array], Array],
     precondition: Callable[[Array], Array],
-    right: Float[Array, "p r"],
+    right: Float[Array, "*shape"],
     tolerance: Float[Array, ""],
     most: int,
-) -> tuple[Float[Array, "p r"], Array]:
+) -> tuple[Float[Array, "*shape"], Array]:
     """Preconditioned conjugate gradients for a right-hand side of norm one; solution and iterations."""
 
     def unfinished(carry: tuple[Array, ...]) -> Array:
@@ -226,6 +374,6 @@ def _conjugate_gradients(
         return solution, rest, near + following / product * search, following, count + 1
 
     near = precondition(right)
-    begin = (jnp.zeros_like(right), right, near, jnp.vdot(right, near), jnp.zeros((), jnp.int64))
+    begin = (jnp.zeros_like(right), right, near, jnp.vdot(right, near), jnp.zeros((), int))
     solution, _, _, _, count = jax.lax.while_loop(unfinished, iterate, begin)
     return solution, count

@@ -68,6 +68,22 @@ def test_programs_are_kept_in_the_platforms_place_and_jax_is_left_as_it_was(run)
     assert (jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache) == before
 
 
+def test_a_cache_that_is_open_already_lends_neither_folder_nor_programs(run, tmp_path):
+    folder, other = run[0], tmp_path / "other"
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(other))
+        compilation_cache.reset_cache()
+        jax.jit(lambda x: x + 1)(1.0)  # opens it
+        found = kept(other)
+        jax.clear_caches()
+        assert main([*SMALL, "--out", str(tmp_path / "out")]) == 0
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+    assert kept(other) == found and len(kept(folder)) >= 5
+
+
 def test_damaged_programs_cost_one_line_and_are_kept_anew(run):
     folder, go = run
     go()

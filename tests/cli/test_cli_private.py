@@ -65,13 +65,21 @@ def test_the_promise_is_printed(capsys, tmp_path):
             (*BUDGET, "--features", "encoder", "--preprocess", "none"),
             "--features encoder trains on private examples",
         ),
+        (
+            (*BUDGET, "--features", "encoder", "--preprocess", "none", "--public", "features"),
+            "encoder features have no bound",
+        ),
         ((*BUDGET, "--features", "ntk"), "ntk has no moments to make private"),
         ((*BUDGET, *FOURIER, "--realistic", "closest"), "--realistic would start from private examples"),
         ((*BUDGET, *FOURIER, "--start", "real"), "--start would start from private examples"),
         ((*BUDGET, *FOURIER, "--validation", "loo"), "--validation would choose lam by private data"),
     ],
 )
-def test_what_would_not_be_paid_for_is_refused(capsys, tmp_path, words, told):
+def test_what_would_not_be_paid_for_is_refused(capsys, tmp_path, monkeypatch, words, told):
+    def trained(*_, **__):
+        raise AssertionError("it was trained before it was refused")
+
+    monkeypatch.setattr("jaxdistill.features.trained.train_encoder", trained)
     out = tmp_path / "out"
     status, text, error = run(capsys, "distill", *words, "--out", str(out))
     assert status == 2 and text == "" and error.count("\n") == 1 and told in error and not out.exists()

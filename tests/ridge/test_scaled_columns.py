@@ -2,12 +2,11 @@
 
 import dataclasses
 import warnings
-from fractions import Fraction
 
 import jax
 import numpy as np
 import pytest
-from helpers import EPS, relative
+from helpers import EPS, rational, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
@@ -18,35 +17,6 @@ from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.source import ArraySource
 
 OWN = EPS[np.float64]
-
-
-def rational(x, y, lam):
-    """``(X^T X + lam I)^-1 X^T Y`` in rational numbers: no rounding before the last step."""
-    n, p = x.shape
-    rows, targets = ([[Fraction(float(v)) for v in row] for row in a] for a in (x, y))
-    small = range(min(n, p))
-    columns = list(zip(*rows, strict=True))
-    sides = rows if n < p else columns
-
-    def dot(a, b):
-        return sum(s * t for s, t in zip(a, b, strict=True))
-
-    right = targets if n < p else [[dot(c, t) for t in zip(*targets, strict=True)] for c in columns]
-    system = [
-        [dot(sides[i], sides[j]) + (Fraction(lam) if i == j else 0) for j in small] + right[i] for i in small
-    ]
-    for i in small:
-        pivot = max(range(i, len(system)), key=lambda row, i=i: abs(system[row][i]))
-        system[i], system[pivot] = system[pivot], system[i]
-        system[i] = [v / system[i][i] for v in system[i]]
-        for row in small:
-            if row != i:
-                factor = system[row][i]
-                system[row] = [a - factor * b for a, b in zip(system[row], system[i], strict=True)]
-    found = [row[len(small) :] for row in system]
-    if n < p:
-        found = [[dot(c, t) for t in zip(*found, strict=True)] for c in columns]
-    return np.array([[float(v) for v in row] for row in found])
 
 
 def errors(x, y, found, expected):
