@@ -17,6 +17,7 @@ from jaxdistill.cli.cache import cache_folder, kept_programs
 from jaxdistill.cli.distill import add_distill_options, distill
 from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
 from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
+from jaxdistill.cli.moments import add_moments_options, moments
 from jaxdistill.errors import InputError, JaxDistillError
 
 
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         ("compare", add_compare_options, compare, "analytic set, KIP and baselines, side by side"),
         ("evaluate", add_evaluate_options, evaluate, "certify a saved set, or train other features on it"),
         ("attack", add_attack_options, attack, "ask a saved set who was in its training data"),
+        ("moments", add_moments_options, moments, "sums over data as a file: collected, merged"),
     )
     for name, add_options, run, about in made:
         command = commands.add_parser(name, help=about)

@@ -6,6 +6,8 @@ tensorflow-datasets when ``read`` is called, TensorFlow when a tfrecord file is 
 is prepared, since tensorflow-datasets encodes images with it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import difflib
 import re
@@ -14,12 +16,14 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from tqdm import tqdm
 
+from jaxdistill.data.rows import AbstractRows, Pair
 from jaxdistill.errors import DatasetError
 
 BATCH_SIZE = 1024
@@ -56,6 +60,116 @@ def read(name: str, data_dir: Path | None, *, progress: bool) -> Splits:
     Source:
         https://www.tensorflow.org/datasets/data_source
     """
+    found = {rows.split: rows for rows in _open_splits(name, data_dir)}
+    if "train" not in found:
+        raise DatasetError(
+            f"{name} has no split 'train' (it has {', '.join(sorted(found)) or 'none'}); "
+            f"save the parts you want as {name.split(':')[0].split('/')[0]}.npz"
+        )
+    held_out = next((split for split in ("test", "validation") if split in found), None)
+    return Splits(
+        _read_all(found["train"], progress=progress),
+        None if held_out is None else _read_all(found[held_out], progress=progress),
+        found["train"].class_names,
+    )
+
+
+def open_split(name: str, split: str = "train", *, data_dir: Path | None = None) -> TfdsRows:
+    """Images and class numbers of one split, read where they are prepared and never all at once.
+
+    Args:
+        name: As for :func:`read`.
+        split: Its name.
+        data_dir: As for :func:`read`.
+
+    Returns:
+        Rows, images in the type they are stored in:
+        :meth:`~jaxdistill.data.rows.AbstractRows.map` makes inputs and targets of them.
+
+    Raises:
+        DatasetError: As :func:`read`, or a split that is not there.
+    """
+    found = {rows.split: rows for rows in _open_splits(name, data_dir)}
+    if split not in found:
+        raise DatasetError(f"{name} has no split {split!r}; it has {', '.join(sorted(found)) or 'none'}")
+    return found[split]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class TfdsRows(AbstractRows):
+    """One split of a prepared set; made by :func:`open_split`.
+
+    Array_record is read by index, so from any row on at once; of tfrecord the rows before are read too.
+
+    Args:
+        builder: The builder of tensorflow-datasets.
+        split: Name of the split.
+        image_key: Where an example keeps its image.
+        label_key: Where it keeps its class.
+    """
+
+    builder: Any
+    split: str
+    image_key: str
+    label_key: str
+    once = False
+
+    @property
+    def num_rows(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - known here
+        """Number of examples."""
+        return self.builder.info.splits[self.split].num_examples
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return tuple(self.builder.info.features[self.label_key].names)
+
+    def pieces(self, start: int = 0) -> Iterator[Pair]:
+        """Images (b, H, W, C) and class numbers (b,) of consecutive rows, from row ``start`` on."""
+        by_index = str(self.builder.info.file_format.value) == "array_record"
+        row = start
+        try:
+            for x, y in self._by_index(start) if by_index else self._in_order(start):
+                yield x, y
+                row += len(y)
+        except ImportError as error:
+            raise DatasetError(
+                f"{self.builder.data_dir} is prepared as tfrecord, which only TensorFlow reads "
+                f"({_one_line(error)}); install tensorflow, or prepare the set as array_record"
+            ) from error
+        except Exception as error:  # each reader has its own errors for a damaged or missing file
+            raise DatasetError(_damaged(self.builder.data_dir, error)) from error
+        if row != max(self.num_rows, start):
+            raise DatasetError(
+                f"{self.builder.data_dir} holds {row} of {self.num_rows} examples of {self.split}; "
+                "delete it, so that it is prepared again"
+            )
+
+    def _by_index(self, start: int) -> Iterator[Pair]:
+        source = self.builder.as_data_source(split=self.split)
+        for first in range(start, len(source), BATCH_SIZE):
+            rows = source.__getitems__(range(first, min(first + BATCH_SIZE, len(source))))
+            yield (
+                np.stack([row[self.image_key] for row in rows]),
+                np.array([row[self.label_key] for row in rows], np.int64),
+            )
+
+    def _in_order(self, start: int) -> Iterator[Pair]:
+        import tensorflow_datasets as tfds
+
+        dataset = self.builder.as_dataset(
+            split=self.split,
+            decoders=tfds.decode.PartialDecoding({self.image_key: True, self.label_key: True}),
+            # One file after the other, in the order of array_record; and no second copy in memory.
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+        for batch in tfds.as_numpy(dataset.skip(start).batch(BATCH_SIZE)):
+            yield batch[self.image_key], np.asarray(batch[self.label_key], np.int64)
+
+
+def _open_splits(name: str, data_dir: Path | None) -> list[TfdsRows]:
+    """The splits of a set that hold examples, from where it is prepared; or it is downloaded and prepared."""
     from tensorflow_datasets.core import constants
 
     parts = _NAME.fullmatch(name)
@@ -66,23 +180,10 @@ def read(name: str, data_dir: Path | None, *, progress: bool) -> Splits:
         roots.insert(0, data_dir)
     folder = next(filter(None, (_prepared_folder(root, parts) for root in roots)), None)
     builder = _prepare(name, roots[0], data_dir) if folder is None else _open(folder)
-    image_key, label_key = _supervised_keys(name, builder.info)
-    available = {split for split, info in builder.info.splits.items() if info.num_examples}
-    if "train" not in available:
-        raise DatasetError(
-            f"{name} has no split 'train' (it has {', '.join(sorted(available)) or 'none'}); "
-            f"save the parts you want as {parts['set']}.npz"
-        )
-    held_out = next((split for split in ("test", "validation") if split in available), None)
-
-    def load(split: str) -> tuple[np.ndarray, np.ndarray]:
-        return _read_split(builder, split, image_key, label_key, progress=progress)
-
-    return Splits(
-        load("train"),
-        None if held_out is None else load(held_out),
-        tuple(builder.info.features[label_key].names),
-    )
+    keys = _supervised_keys(name, builder.info)
+    return [
+        TfdsRows(builder, split, *keys) for split, info in builder.info.splits.items() if info.num_examples
+    ]
 
 
 def _prepared_folder(root: Path, parts: re.Match[str]) -> Path | None:
@@ -210,64 +311,19 @@ def _supervised_keys(name: str, info: Any) -> tuple[str, str]:
     return image_key, label_key
 
 
-def _read_split(
-    builder: Any, split: str, image_key: str, label_key: str, *, progress: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _read_all(rows: TfdsRows, *, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """Fill one array of images, in the type they are stored in, and one of labels."""
-    count = builder.info.splits[split].num_examples
-    feature = builder.info.features[image_key]
+    count, feature = rows.num_rows, rows.builder.info.features[rows.image_key]
     images = np.empty((count, *feature.shape), feature.np_dtype)
     labels = np.empty(count, np.int64)
-    if str(builder.info.file_format.value) == "array_record":
-        batches = _array_record_batches(builder, split, image_key, label_key)
-    else:
-        batches = _tfrecord_batches(builder, split, image_key, label_key)
     position = 0
-    try:
-        with tqdm(total=count, desc=f"{builder.name} {split}", disable=not progress) as bar:
-            for batch_images, batch_labels in batches:
-                end = position + len(batch_labels)
-                images[position:end], labels[position:end] = batch_images, batch_labels
-                bar.update(end - position)
-                position = end
-    except ImportError as error:
-        raise DatasetError(
-            f"{builder.data_dir} is prepared as tfrecord, which only TensorFlow reads "
-            f"({_one_line(error)}); install tensorflow, or prepare the set as array_record"
-        ) from error
-    except Exception as error:  # each reader has its own errors for a damaged or missing file
-        raise DatasetError(_damaged(builder.data_dir, error)) from error
-    if position != count:
-        raise DatasetError(
-            f"{builder.data_dir} holds {position} of {count} examples of {split}; "
-            "delete it, so that it is prepared again"
-        )
+    with tqdm(total=count, desc=f"{rows.builder.name} {rows.split}", disable=not progress) as bar:
+        for batch_images, batch_labels in rows.pieces():
+            end = position + len(batch_labels)
+            images[position:end], labels[position:end] = batch_images, batch_labels
+            bar.update(end - position)
+            position = end
     return images, labels
-
-
-def _array_record_batches(
-    builder: Any, split: str, image_key: str, label_key: str
-) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-    source = builder.as_data_source(split=split)
-    for start in range(0, len(source), BATCH_SIZE):
-        rows = source.__getitems__(range(start, min(start + BATCH_SIZE, len(source))))
-        yield [row[image_key] for row in rows], [row[label_key] for row in rows]
-
-
-def _tfrecord_batches(
-    builder: Any, split: str, image_key: str, label_key: str
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    import tensorflow_datasets as tfds
-
-    dataset = builder.as_dataset(
-        split=split,
-        batch_size=BATCH_SIZE,
-        decoders=tfds.decode.PartialDecoding({image_key: True, label_key: True}),
-        # One file after the other, in the order of array_record; and no second copy in memory.
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-    )
-    for batch in tfds.as_numpy(dataset):
-        yield batch[image_key], batch[label_key]
 
 
 def _unknown(name: str, data_dir: Path | None) -> str:

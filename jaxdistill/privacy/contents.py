@@ -11,14 +11,14 @@ from jaxdistill.sets.artifact import read_set
 _PAID = "the noisy moments"
 _ASKED = "the budget and the request"
 _PUBLIC = "what is public: drawn without the data, declared, or paid for before"
-_PROGRAM = "the program"
+_PROGRAM = "the program, and the machine it ran on"
 
 # A name, or what names begin with.
 _ORIGINS = {
     **dict.fromkeys(("images", "inputs", "labels", "lam", "weights"), _PAID),
     **dict.fromkeys(("features/", "preprocess/", "class_names"), _PUBLIC),
     **dict.fromkeys(("meta/features/", "meta/preprocess", "meta/recipe/targets"), _PUBLIC),
-    **dict.fromkeys(("meta/program", "meta/format", "meta/versions/", "meta/versions"), _PROGRAM),
+    **dict.fromkeys(("meta/program", "meta/format", "meta/versions/", "meta/placement/"), _PROGRAM),
     "digest": "the rest of the file",
     "meta/certificate/num_test": "no test example: always 0",
     "meta/certificate": "the set itself, retrained, and the weights in the file",

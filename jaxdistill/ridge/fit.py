@@ -16,12 +16,14 @@ from jaxdistill.numerics.memory import require_memory
 from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
+from jaxdistill.ridge.moments_source import MomentsSource
 from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
 from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_penalties
-from jaxdistill.ridge.source import CHUNK_BYTES, ArraySource
-from jaxdistill.ridge.targets import TargetKind, detect_targets
+from jaxdistill.ridge.source import CHUNK_BYTES, AbstractSource
+from jaxdistill.ridge.stream import source_of
+from jaxdistill.ridge.targets import TargetKind
 
 # Half-decades from 1e-6 to 10^5.5, the grid of CHW's experiments.
 LAMS = 10.0 ** np.arange(-6.0, 5.75, 0.5)
@@ -36,7 +38,7 @@ Validation = float | tuple[Any, Any] | Literal["leave-one-out"]
 def fit_ridge(
     features: AbstractFeatureMap,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     lam: float | Literal["auto"] = "auto",
     validation: Validation = "leave-one-out",
@@ -61,7 +63,9 @@ def fit_ridge(
 
     Args:
         features: Feature map phi, d -> p.
-        x: Inputs, shape (n, d), as the feature map sees them.
+        x: Inputs, shape (n, d), as the feature map sees them. Or, with y left out, a stream of chunks
+            ``(x, y)`` that need not fit into memory: :func:`~jaxdistill.data.stored.open_rows` of files, an
+            iterable, or a function that returns a fresh iterator. Or the ``source()`` of saved moments.
         y: Targets, shape (n, k): one-hot rows, centred one-hot rows, or real values.
         lam: Penalty, or "auto" to choose it among ``lams``: by the share of wrong answers for one-hot
             targets, by the mean squared error for real ones.
@@ -96,6 +100,8 @@ def fit_ridge(
         >>> model = fit_ridge(Linear(3), x, y, lam=0.0)
         >>> np.round(model.weights.ravel(), 4).tolist()
         [1.0, 2.0, 3.0]
+        >>> fit_ridge(Linear(3), lambda: iter([(x[:20], y[:20]), (x[20:], y[20:])]), lam=0.0).rank
+        3
         >>> fit_ridge(Linear(3), x, y + 5, lam=0.0, intercept=True).intercept.round(4).tolist()
         [5.0]
 
@@ -103,8 +109,8 @@ def fit_ridge(
     """
     if key is not None:
         checked_key(key)
-    source = ArraySource.of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
-    if intercept and source.num_rows < 2:
+    source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+    if intercept and source.num_rows == 1:
         raise InputError("one example fixes an intercept and no weights; give at least 2, or intercept=False")
     precision = _product_dtype(dtype, source, features.num_features, lam)
     if lam == "auto":
@@ -139,20 +145,21 @@ def _checked_lams(lams: Any) -> np.ndarray:
     return np.sort(lams)
 
 
-def _product_dtype(dtype: Any, source: ArraySource, num_features: int, lam: Any) -> np.dtype:
+def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: Any) -> np.dtype:
     if dtype is not None:
         return np.dtype(dtype)
     n = source.num_rows
-    cheap = 2.0 * n * num_features * min(n, num_features) <= CHEAP_FLOPS
+    cheap = n is not None and 2.0 * n * num_features * min(n, num_features) <= CHEAP_FLOPS
     exact = lam != "auto" and lam == 0
     return np.dtype(np.float64) if cheap or exact else source.dtype
 
 
 def _factor(
-    features: AbstractFeatureMap, source: ArraySource, intercept: bool, dtype: np.dtype, progress: bool
+    features: AbstractFeatureMap, source: AbstractSource, intercept: bool, dtype: np.dtype, progress: bool
 ) -> tuple[Moments, RidgePath | ScaledFactor]:
     """Moments, and the path by the smaller of the two Gram matrices, or by the features where it must be."""
-    n, p = source.num_rows, features.num_features
+    p = features.num_features
+    n = p if source.num_rows is None else source.num_rows
     side = min(n, p)
     # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
     require_memory(
@@ -160,14 +167,17 @@ def _factor(
         f"factorising a {side} x {side} Gram matrix of {p} features in float64",
         "use fewer features, fewer examples, or a machine with more memory",
     )
-    moments = accumulate_moments(features, source, dtype=dtype, shifted=intercept, progress=progress)
+    if isinstance(source, MomentsSource):
+        moments = source.moments if intercept else source.moments.about(0.0, 0.0)
+    else:
+        moments = accumulate_moments(features, source, dtype=dtype, shifted=intercept, progress=progress)
     if intercept:
         moments = moments.centred()
     return moments, _path(features, moments, source, intercept, dtype)
 
 
 def _path(
-    features: AbstractFeatureMap, moments: Moments, source: ArraySource, intercept: bool, dtype: np.dtype
+    features: AbstractFeatureMap, moments: Moments, source: AbstractSource, intercept: bool, dtype: np.dtype
 ) -> RidgePath | ScaledFactor:
     path = None
     if not badly_scaled(moments.gram):
@@ -182,7 +192,7 @@ def _path(
 
 def _fit_auto(
     features: AbstractFeatureMap,
-    source: ArraySource,
+    source: AbstractSource,
     validation: Validation,
     lams: np.ndarray,
     intercept: bool,
@@ -201,7 +211,7 @@ def _fit_auto(
     moments, path = _factor(features, train, intercept, dtype, progress)
     scaled = isinstance(path, ScaledFactor)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
-    interpolates = method == "leave-one-out" and source.num_rows < features.num_features
+    interpolates = method == "leave-one-out" and moments.count < features.num_features
     selection = score_penalties(
         method,
         path.path if isinstance(path, ScaledFactor) else path,
@@ -209,7 +219,7 @@ def _fit_auto(
         held,
         lams,
         centre=moments if intercept else None,
-        classes=detect_targets(source.y) is not TargetKind.REAL,
+        classes=source.target_kind is not TargetKind.REAL,
         dtype=np.dtype(np.float64) if interpolates or scaled else dtype,
         progress=progress,
     )
@@ -222,7 +232,7 @@ def _fit_auto(
     if intercept:
         everything = everything.centred()
     if not isinstance(path, ScaledFactor):
-        definite = train.num_rows >= features.num_features and path.eigenvalues[0] > path.resolution
+        definite = moments.count >= features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
             weights = in_float64(solve, everything, lam)
             return _model(features, lam, everything, path, selection, source, intercept, dtype, weights)
@@ -237,13 +247,13 @@ def _model(
     moments: Moments,
     factor: RidgePath | ScaledFactor,
     selection: LamSelection | None,
-    source: ArraySource,
+    source: AbstractSource,
     intercept: bool,
     dtype: np.dtype,
     weights: np.ndarray | None = None,
 ) -> RidgeModel:
     """The model, its weights measured; where they do not solve the problem, from the features themselves."""
-    kind = detect_targets(source.y)
+    kind = source.target_kind
     if isinstance(factor, ScaledFactor):
         path, dropped = factor.path, factor.dropped
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self, final
@@ -249,6 +250,12 @@ def _middle(features: AbstractFeatureMap, x: Array, mask: Array) -> Array:
     return _mean(features(x), mask)
 
 
+def _in_two(sums: Any) -> TwoSum:
+    """Sums of float64 in two float32 numbers."""
+    high = sums.astype(np.float32)
+    return TwoSum(high, (sums - high).astype(np.float32))
+
+
 class _Accumulator:
     """Moments of the chunks so far, in float64 on the devices, or in two float32 numbers and on the host."""
 
@@ -270,13 +277,16 @@ class _Accumulator:
             s, t = _middle(self.features, x, mask), _mean(y, mask)
             s, t = (np.asarray(a, np.float64) for a in (s, t))
             self.own = replace(self.zeros, feature_shift=s, target_shift=t)
+        self.go_on(self.own)
+
+    def go_on(self, moments: Moments) -> None:
+        """Begin from moments: those of nothing, or of the first chunks."""
+        self.own = moments
         if self.wide:
-            self.sums = jax.device_put(self.own, self.everywhere)
+            self.sums = jax.device_put(moments, self.everywhere)
             return
-        shapes = [np.shape(a) for a in (self.zeros.gram, self.zeros.cross, self.zeros.feature_sum)]
-        self.sums = jax.device_put(
-            _ShortSums(*(TwoSum.zeros(shape, np.float32) for shape in shapes)), self.everywhere
-        )
+        parts = (moments.gram, moments.cross, moments.feature_sum)
+        self.sums = jax.device_put(_ShortSums(*map(_in_two, parts)), self.everywhere)
         self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), self.everywhere)
 
     def add(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
@@ -324,6 +334,8 @@ def accumulate_moments(
     *,
     dtype: Any = np.float32,
     shifted: bool = False,
+    begin: Moments | None = None,
+    each: Callable[[Callable[[], Moments]], None] | None = None,
     progress: bool = False,
 ) -> Moments:
     """Moments of a data set, streamed in chunks over all local devices; sums in float64.
@@ -335,14 +347,22 @@ def accumulate_moments(
         source: Inputs and targets.
         dtype: Precision of the features and of the product Phi^T Phi.
         shifted: Whether to sum about the means of the first chunk, as an intercept needs it.
+        begin: Moments of the first rows, whole chunks of them, where a pass that was killed goes on.
+        each: Called after every chunk with what reads the moments so far back.
         progress: Whether to show a bar.
 
     Returns:
         Moments as float64 NumPy arrays.
     """
     size, bar = source.chunk_size, "moments" if progress else None
+    start = 0 if begin is None else int(begin.count)
+    total = None if source.num_rows is None else source.num_rows - start
     with device_scope(dtype, wide_sums=True) as side:
         sums = _Accumulator(features, source.num_targets, side.devices, side.wide)
-        for (x, y), mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
+        if begin is not None:
+            sums.go_on(begin)
+        for (x, y), mask in padded(source.chunks(start), size, total=total, progress=bar):
             sums.add(x.astype(dtype, copy=False), y, mask, shifted)
+            if each is not None:
+                each(sums.total)
         return sums.total()

@@ -24,7 +24,7 @@ from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.path import RidgePath
 from jaxdistill.ridge.residual import column_sizes
-from jaxdistill.ridge.source import AbstractSource, ArraySource, padded
+from jaxdistill.ridge.source import AbstractSource, padded
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -119,7 +119,7 @@ def _triangle(
 
 def factor_scaled(
     features: AbstractFeatureMap,
-    source: ArraySource,
+    source: AbstractSource,
     moments: Moments,
     *,
     intercept: bool = False,
@@ -148,6 +148,7 @@ def factor_scaled(
     import scipy.linalg  # heavy, and needed here only
 
     n, p = source.num_rows, features.num_features
+    assert n is not None  # moments took a pass over them
     if n >= p:
         point = (moments.feature_shift, moments.target_shift) if intercept else None
         triangle, right = _triangle(features, source, point, progress)

@@ -15,6 +15,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.keys import host_generator
 from jaxdistill.numerics.placement import placement
+from jaxdistill.ridge.targets import TargetKind, detect_targets
 
 # Bytes of float32 features in one chunk: large enough for the matrix product to run at full speed,
 # small beside the Gram matrix of a wide map.
@@ -32,6 +33,8 @@ class AbstractSource(abc.ABC):
     - ``num_rows``: n, or None where it is not known before the end;
     - ``num_inputs``, ``num_targets``: d and k;
     - ``dtype``: type of the inputs;
+    - ``data_dtype``: the coarsest type that holds them, as far as the first rows tell: numbers that were once
+      rounded to float32 are no more exact in float64;
     - ``chunk_size``: rows in every chunk but the last;
     - ``chunks(start)``: inputs (c, d) and targets (c, k) from a row on, a multiple of the chunk size, so
       that a pass that was killed goes on where it was.
@@ -41,11 +44,41 @@ class AbstractSource(abc.ABC):
     num_inputs: int
     num_targets: int
     dtype: np.dtype
+    data_dtype: np.dtype
     chunk_size: int
+
+    @property
+    @abc.abstractmethod
+    def target_kind(self) -> TargetKind:
+        """What the targets are; of a stream, as far as it was read."""
 
     @abc.abstractmethod
     def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of consecutive rows, from row ``start`` on; only the last chunk is shorter."""
+
+    @abc.abstractmethod
+    def hold_out(self, fraction: Any, key: Array | None) -> tuple[AbstractSource, AbstractSource]:
+        """Split into a part to train on and a part to judge by."""
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All inputs and targets at once, in memory."""
+        x, y = zip(*self.chunks(), strict=True)
+        return np.concatenate(x), np.concatenate(y)
+
+    def like(self, x: Any, y: Any, name: str) -> ArraySource:
+        """Check other examples that stand beside these, such as data held out.
+
+        Raises:
+            InputError: as :meth:`ArraySource.of`, or another number of targets.
+        """
+        # Chunks of the same size, for which features are compiled already.
+        other = ArraySource.of(x, y, num_inputs=self.num_inputs, num_features=1, name=name)
+        if other.num_targets != self.num_targets:
+            raise InputError(
+                f"{name}y has {other.num_targets} columns and the training targets {self.num_targets}; "
+                "give targets of the same kind"
+            )
+        return replace(other, chunk_size=self.chunk_size)
 
 
 @final
@@ -115,15 +148,14 @@ class ArraySource(AbstractSource):
         return self.x.dtype
 
     @property
-    def data_dtype(self) -> np.dtype:
-        """The coarsest type that holds the inputs, as far as the first rows tell.
+    def data_dtype(self) -> np.dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The coarsest type that holds the inputs, as far as the first rows tell."""
+        return data_dtype_of(next(self.chunks())[0])
 
-        Numbers that were once rounded to float32 are no more exact in float64.
-        """
-        first = next(self.chunks())[0]
-        with np.errstate(over="ignore"):
-            narrow = first.astype(np.float32)
-        return np.dtype(np.float32) if np.array_equal(narrow.astype(first.dtype), first) else first.dtype
+    @property
+    def target_kind(self) -> TargetKind:
+        """What the targets of all rows are, those that are not visited too."""
+        return detect_targets(self.y)
 
     def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of consecutive rows, from row ``start`` on."""
@@ -135,21 +167,6 @@ class ArraySource(AbstractSource):
     def select(self, rows: np.ndarray) -> Self:
         """Some of the rows, in chunks of the same size, for which everything is compiled already."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
-
-    def like(self, x: Any, y: Any, name: str) -> Self:
-        """Check other examples that stand beside these, such as data held out.
-
-        Raises:
-            InputError: as :meth:`of`, or another number of targets.
-        """
-        # Chunks of the same size, for which features are compiled already.
-        other = self.of(x, y, num_inputs=self.num_inputs, num_features=1, name=name)
-        if other.num_targets != self.num_targets:
-            raise InputError(
-                f"{name}y has {other.num_targets} columns and the training targets {self.num_targets}; "
-                "give targets of the same kind"
-            )
-        return replace(other, chunk_size=self.chunk_size)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """All inputs and targets at once."""
@@ -175,6 +192,18 @@ class ArraySource(AbstractSource):
             raise InputError(f"validation={fraction} of {n} examples leaves a part without any")
         order = host_generator(key).permutation(n)
         return self.select(np.sort(order[size:])), self.select(np.sort(order[:size]))
+
+
+def data_dtype_of(rows: np.ndarray) -> np.dtype:
+    """The coarsest type that holds these numbers.
+
+    Example:
+        >>> data_dtype_of(np.array([0.5])).name, data_dtype_of(np.array([0.1])).name
+        ('float32', 'float64')
+    """
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(np.float32)
+    return np.dtype(np.float32) if np.array_equal(narrow.astype(rows.dtype), rows) else rows.dtype
 
 
 def chunk_rows(num_features: int, num_rows: int) -> int:

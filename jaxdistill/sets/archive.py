@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -51,6 +52,21 @@ def read_archive(file: BinaryIO, where: Any) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # whatever a damaged archive makes zipfile and NumPy raise
         raise ArtifactError(f"{where} is damaged or truncated ({first_line(error)}); copy it again") from None
+
+
+def digest_arrays(arrays: dict[str, Any]) -> str:
+    """Fingerprint of arrays: names, types, shapes and contents.
+
+    Example:
+        >>> digest_arrays({"a": np.zeros(2)}) == digest_arrays({"a": np.zeros((2, 1))})
+        False
+    """
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        sha.update(f"{name}|{value.dtype.str}|{value.shape}|".encode())
+        sha.update(value.tobytes())
+    return sha.hexdigest()
 
 
 def read_json(text: str) -> Any:

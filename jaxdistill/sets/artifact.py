@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import hashlib
 import io
 import json
 import os
@@ -24,7 +23,7 @@ from jaxdistill.features.stored import parts_of, rebuild
 from jaxdistill.numerics.files import File, path_of, write_file
 from jaxdistill.numerics.placement import placement
 from jaxdistill.numerics.pytrees import register_pytree
-from jaxdistill.sets.archive import read_archive, read_json
+from jaxdistill.sets.archive import digest_arrays, read_archive, read_json
 from jaxdistill.sets.checks import check_code, check_examples, check_parameters, understood
 
 FORMAT = 1
@@ -62,7 +61,7 @@ class AbstractSet(abc.ABC):
         told = {"inputs": self.x, "labels": self.y, "lam": np.float64(self.lam)}
         if self.intercept is not None:
             told["trains_intercept"] = np.True_
-        return _digest(told | self._map_arrays())
+        return digest_arrays(told | self._map_arrays())
 
     @abc.abstractmethod
     def _map_arrays(self) -> dict[str, np.ndarray]:
@@ -202,7 +201,7 @@ class AbstractSet(abc.ABC):
             arrays["class_names"] = np.array(self.class_names)
         if transform is not None:
             arrays |= {f"preprocess/{name}": value for name, value in transform.arrays().items()}
-        arrays["digest"] = np.array(_digest(arrays))
+        arrays["digest"] = np.array(digest_arrays(arrays))
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         return write_file(path, buffer.getvalue())
@@ -314,15 +313,6 @@ def common_fields(path: File, arrays: dict[str, np.ndarray], meta: dict[str, Any
     }
 
 
-def _digest(arrays: dict[str, Any]) -> str:
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name])
-        sha.update(f"{name}|{value.dtype.str}|{value.shape}|".encode())
-        sha.update(value.tobytes())
-    return sha.hexdigest()
-
-
 def arrays_under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays whose names begin with a prefix, without it."""
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
@@ -362,7 +352,7 @@ def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     if missing:
         raise ArtifactError(f"{path} lacks {', '.join(missing)}; copy it again")
     rest = {name: value for name, value in arrays.items() if name != "digest"}
-    if str(arrays["digest"]) != _digest(rest):
+    if str(arrays["digest"]) != digest_arrays(rest):
         raise ArtifactError(
             f"{path} was altered after it was written: its digest does not match; get the original"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jaxdistill as jd
 from jaxdistill.data import tfds_source
 from jaxdistill.data.datasets import load_dataset
 from jaxdistill.errors import DatasetError
@@ -211,6 +212,54 @@ def test_unsuitable_sets(prepared, name, message):
     text = (prepared / name).read_text()
     assert text.startswith("DatasetError: ") and message in text
     assert not (prepared / "array_record" / "tiny_table").exists()  # refused before the download
+
+
+@pytest.mark.parametrize("start", (0, 3, 10, 29, 30))
+def test_a_split_is_streamed_from_any_row_on(prepared, monkeypatch, start):
+    monkeypatch.setattr(tfds_source, "BATCH_SIZE", 7)
+    rows = tfds_source.open_split("tiny", data_dir=prepared / "array_record")
+    whole, _, names = tfds_source.read("tiny", prepared / "array_record", progress=False)
+    pieces = list(rows.pieces(start))
+    assert (rows.num_rows, rows.class_names, names) == (30, ("cat", "dog", "owl"), rows.class_names)
+    assert [len(y) for _, y in pieces] == [7] * ((30 - start) // 7) + [(30 - start) % 7] * (
+        (30 - start) % 7 > 0
+    )
+    for i, part in enumerate(whole):
+        found = np.concatenate([part[:0], *(piece[i] for piece in pieces)])
+        assert found.dtype == part.dtype
+        np.testing.assert_array_equal(found, part[start:])
+
+
+def test_a_split_streamed_into_a_fit_gives_the_model_of_its_arrays(prepared):
+    folder = prepared / "array_record"
+    rows = tfds_source.open_split("tiny", data_dir=folder).map(
+        inputs=lambda x: x.reshape(len(x), -1) / np.float32(255), targets=lambda y: jd.one_hot(y, 3)
+    )
+    (x, y), _, _ = tfds_source.read("tiny", folder, progress=False)
+    found = jd.fit_ridge(jd.features.Linear(60), rows, lam=0.1)
+    inputs = x.reshape(30, -1).astype(np.float64) / 255
+    expected = inputs.T @ np.linalg.solve(inputs @ inputs.T + 0.1 * np.eye(30), np.eye(3)[y])
+    np.testing.assert_allclose(found.weights, expected, atol=1e-5)
+
+
+def test_tfrecord_is_streamed_from_any_row_on(prepared):
+    code = (
+        "import sys; import numpy as np; from pathlib import Path;"
+        "from jaxdistill.data import tfds_source as t;"
+        "t.BATCH_SIZE = 7; one, two = (t.open_split('tiny', data_dir=Path(sys.argv[1]) / kind) "
+        "for kind in ('tfrecord', 'array_record'));"
+        "print(all(np.array_equal(a, b) for s in (0, 9) for p, q in zip(one.pieces(s), two.pieces(s), "
+        "strict=True) for a, b in zip(p, q, strict=True)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(prepared)], capture_output=True, text=True, timeout=120
+    )
+    assert run.stdout == "True\n", run.stderr
+
+
+def test_a_split_that_is_not_there_is_answered_with_those_that_are(prepared):
+    with pytest.raises(DatasetError, match="has no split 'valid'; it has test, train"):
+        tfds_source.open_split("tiny", "valid", data_dir=prepared / "array_record")
 
 
 @pytest.fixture

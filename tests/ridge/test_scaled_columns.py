@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge
 
 import jaxdistill as jd
 from jaxdistill.errors import ConditioningWarning, InputError
+from jaxdistill.ridge.moments import accumulate_moments
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.source import ArraySource
 
@@ -178,7 +179,7 @@ def test_chunks_do_not_matter():
     phi = jd.features.Linear(4)
 
     def weights(source):
-        factor = factor_scaled(phi, source, y.T @ y)
+        factor = factor_scaled(phi, source, accumulate_moments(phi, source, dtype=np.float64))
         assert isinstance(factor, ScaledFactor)
         path = factor.path
         return path.basis @ (path.projected / path.eigenvalues[:, None])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import jaxdistill as jd
 from jaxdistill.errors import ArtifactError, InputError, OutputError
 from jaxdistill.numerics.files import write_atomically
-from jaxdistill.sets.artifact import _digest
+from jaxdistill.sets.archive import digest_arrays
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def rewritten(path, content, *, drop=(), **changes):
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files if name not in (*drop, "digest")} | changes
     if "digest" not in drop:
-        arrays["digest"] = np.array(_digest(arrays))
+        arrays["digest"] = np.array(digest_arrays(arrays))
     np.savez(path, **arrays)
     return path
 

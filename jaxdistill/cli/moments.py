@@ -1,0 +1,79 @@
+"""The command ``jaxdistill moments``: one pass over data into a file, files of several machines merged."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from jaxdistill.cli.options import add_feature_options, chosen_features
+from jaxdistill.cli.steps import writable_folder
+from jaxdistill.errors import InputError
+
+
+def add_moments_options(parser: argparse.ArgumentParser) -> None:
+    """What to do, and its files."""
+    actions = parser.add_subparsers(metavar="fit|merge", required=True, dest="action")
+    fit = actions.add_parser("fit", help="sum over the training part of a data set; killed, it goes on")
+    data = fit.add_argument_group("data and features")
+    data.add_argument("--dataset", default="digits", help="digits, FILE.npz, or a tensorflow-datasets name")
+    data.add_argument("--preprocess", default="standardize", help="standardize, zca or none")
+    data.add_argument("--targets", choices=("one-hot", "centred"), default="one-hot")
+    add_feature_options(data, default="linear")
+    data.add_argument("--seed", type=int, default=0)
+    merge = actions.add_parser("merge", help="add moments of different examples")
+    merge.add_argument("files", nargs="+", metavar="FILE", help="files of: jaxdistill moments fit")
+    for action in (fit, merge):
+        action.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write")
+        action.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def moments(options: argparse.Namespace) -> int:
+    """Collect moments, or merge them, and say what the file holds."""
+    from pathlib import Path
+
+    writable_folder(str(Path(options.output).parent))
+    saved = _fit(options) if options.action == "fit" else _merge(options)
+    p, k = saved.moments.cross.shape
+    report = {"n": saved.num_rows, "p": p, "k": k, "features": saved.features.kind, "file": options.output}
+    print(
+        json.dumps(report)
+        if options.json
+        else f"moments      of {saved.num_rows} examples, {saved.features.kind}, p = {p}, k = {k}\n"
+        f"file         {options.output}"
+    )
+    return 0
+
+
+def _fit(options: argparse.Namespace) -> Any:
+    chosen = chosen_features(options)
+    if chosen.is_kernel:
+        raise InputError(f"{chosen.kind} has no moments; use a feature map, such as fourier")
+    from jaxdistill.pipeline import make_features, prepare, split_keys
+    from jaxdistill.sets.saved_moments import collect_moments
+
+    progress = sys.stderr.isatty() and not options.json
+    task = prepare(
+        options.dataset,
+        preprocess=options.preprocess,
+        centred=options.targets == "centred",
+        progress=progress,
+    )
+    key, _, _ = split_keys(options.seed)
+    phi = make_features(chosen, task.x, key, shape=task.preprocess.shape, y=task.y, progress=progress)
+    return collect_moments(
+        phi, task.x, task.y, path=options.output, preprocess=task.preprocess, progress=progress
+    )
+
+
+def _merge(options: argparse.Namespace) -> Any:
+    from jaxdistill.sets.saved_moments import SavedMoments
+
+    first, *others = (SavedMoments.load(file) for file in options.files)
+    if not others:
+        raise InputError("one file has nothing to be merged with; name two or more")
+    for other in others:
+        first = first.merge(other)
+    first.save(options.output)
+    return first
