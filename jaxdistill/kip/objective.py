@@ -10,7 +10,7 @@ the condition number of the features.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,9 @@ class Quadratic(NamedTuple):
         trace: tr(T) / n, a scalar.
     """
 
-    gram: Float[Array, "p p"]
-    cross: Float[Array, "p k"]
-    trace: Float[Array, ""]
+    gram: Float[Array, "p p"] | Any
+    cross: Float[Array, "p k"] | Any
+    trace: Float[Array, ""] | Any
 
     def loss(self, weights: Float[Array, "p k"]) -> Float[Array, ""]:
         """Half the mean squared error of ``phi(x) h``; O(p^2 k), whatever n is."""

@@ -231,7 +231,7 @@ def _add_chunk_in_two(
     """Add a chunk, of whose targets the shift is subtracted already."""
     about = shift, jnp.zeros(y.shape[1], y.dtype)
     block = Moments.from_features(features(x), y, mask, about=about)
-    return add_all(sums, _ShortSums(block.gram, block.cross, block.feature_sum))
+    return _ShortSums(*add_all(tuple(sums), (block.gram, block.cross, block.feature_sum)))
 
 
 def _mean(rows: Any, mask: Any) -> Any:
@@ -259,9 +259,10 @@ class _Accumulator:
         self.features = jax.device_put(features, self.everywhere)
         # From the host: JAX would compile a program for each array of zeros.
         self.zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, num_targets)))
+        self.sums: Any = None
         # A CPU alone takes the rows without a copy.
-        self.copied = len(devices) > 1 or devices[0].platform != "cpu"
-        self.wide, self.sums, self.own = wide, None, self.zeros
+        self.copied = not (len(devices) == 1 and devices[0].platform == "cpu")
+        self.wide, self.own = wide, self.zeros
 
     def begin(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
         """Choose the point that sums are about, from the first chunk."""
@@ -272,10 +273,10 @@ class _Accumulator:
         if self.wide:
             self.sums = jax.device_put(self.own, self.everywhere)
             return
-        shapes = (a.shape for a in (self.zeros.gram, self.zeros.cross, self.zeros.feature_sum))
-        self.sums = jax.device_put(
-            _ShortSums(*(TwoSum.zeros(shape, np.float32) for shape in shapes)), self.everywhere
-        )
+        zeros = self.zeros
+        shapes = zeros.gram.shape, zeros.cross.shape, zeros.feature_sum.shape
+        gram, cross, total = (TwoSum.zeros(shape, np.float32) for shape in shapes)
+        self.sums = jax.device_put(_ShortSums(gram, cross, total), self.everywhere)
         self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), self.everywhere)
 
     def add(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
