@@ -10,7 +10,7 @@ the condition number of the features.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,10 @@ class Quadratic(NamedTuple):
             them; None of one without.
     """
 
-    gram: Float[Array, "p p"]
-    cross: Float[Array, "p k"]
-    trace: Float[Array, ""]
-    means: tuple[Float[Array, " p"], Float[Array, " k"]] | None = None
+    gram: Float[Array, "p p"] | Any
+    cross: Float[Array, "p k"] | Any
+    trace: Float[Array, ""] | Any
+    means: tuple[Float[Array, " p"] | Any, Float[Array, " k"] | Any] | None = None
 
     def loss(
         self, weights: Float[Array, "p k"], intercept: Float[Array, " k"] | None = None

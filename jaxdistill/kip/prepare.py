@@ -21,6 +21,7 @@ from jaxdistill.kip.objective import Quadratic
 from jaxdistill.kip.problem import Context, Kernel, Problem
 from jaxdistill.kip.targets import TargetRows, batch_order
 from jaxdistill.numerics.memory import available_bytes
+from jaxdistill.numerics.placement import device_scope
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
@@ -36,7 +37,8 @@ class Prepared:
 
     Args:
         problem: The pure functions.
-        context: What they read, as it is on the host.
+        context: What they read, on the device.
+        given: The same as it is on the host, where that has more digits.
         held_out: Rows and targets of the validation data, or None.
         x: Inputs that are trained on, shape (n, d).
         y: Targets that are trained on, shape (n, k).
@@ -46,6 +48,7 @@ class Prepared:
 
     problem: Problem
     context: Context
+    given: Context
     held_out: tuple[Array, np.ndarray] | None
     x: np.ndarray
     y: np.ndarray
@@ -123,8 +126,10 @@ def prepare(
         held_x, held_y = held.arrays()
         rows = _rows(phi if embedded else None, held_x, np.arange(len(held_x)), config, False)
         held_rows = (jax.numpy.asarray(rows), held_y)
-    context = Context(phi, source, preprocess)
-    return Prepared(problem, context, held_rows, x, y, classes, identity)
+    given = Context(phi, source, preprocess)
+    with device_scope(config.dtype, wide_sums=True) as side:
+        context = jax.device_put(given, side.home)
+    return Prepared(problem, context, given, held_rows, x, y, classes, identity)
 
 
 def _hashable(kernel: Any) -> Kernel:

@@ -30,7 +30,7 @@ from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.keys import checked_key
-from jaxdistill.numerics.placement import Side, device_scope, float64_scope, moving_arrays
+from jaxdistill.numerics.placement import device_scope, float64_scope, moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.residual import recorded
@@ -113,7 +113,7 @@ def train(
             _check_solvable(config, prepared)
         level = prepared.problem.intercept
         points = starting_points(config, prepared.x, prepared.y, prepared.classes, start_keys, level)
-        run = _Run(prepared, config, points, step_keys, side)
+        run = _Run(prepared, config, points, step_keys, side.wide)
         identity = config.describe() | prepared.identity | {"key": np.asarray(key).tolist()}
         if not side.wide:
             identity["factorisations"] = "float32"
@@ -138,10 +138,9 @@ def _check_solvable(config: KipConfig, prepared: Prepared) -> None:
 class _Run:
     """One run: what is compiled once, and the loop around it."""
 
-    def __init__(self, prepared: Prepared, config: KipConfig, points: Any, keys: Array, side: Side) -> None:
+    def __init__(self, prepared: Prepared, config: KipConfig, points: Any, keys: Array, wide: bool) -> None:
         self.prepared, self.config, self.keys = prepared, config, keys
-        self.problem, self.context = prepared.problem, jax.device_put(prepared.context, side.home)
-        self.wide = side.wide
+        self.problem, self.context, self.wide = prepared.problem, prepared.context, wide
         params, labels = points
         self.labels = jnp.asarray(labels)
         self.params = jax.tree.map(jnp.asarray, params)
@@ -302,7 +301,7 @@ def _result(
     chosen = host["best"] if config.patience is not None and host["evaluations"] else device["params"]
     found = []
     with float64_scope() as where:
-        context = run.context if run.wide else jax.device_put(run.prepared.context, where.home)
+        context = run.context if run.wide else jax.device_put(run.prepared.given, where.home)
         for number in range(config.seeds):
             x = np.asarray(chosen["x"][number])
             exact = {name: jnp.asarray(value[number], jnp.float64) for name, value in chosen.items()}

@@ -232,7 +232,7 @@ def _add_chunk_in_two(
     """Add a chunk, of whose targets the shift is subtracted already."""
     about = shift, jnp.zeros(y.shape[1], y.dtype)
     block = Moments.from_features(features(x), y, mask, about=about)
-    return add_all(sums, _ShortSums(block.gram, block.cross, block.feature_sum))
+    return _ShortSums(*add_all(tuple(sums), (block.gram, block.cross, block.feature_sum)))
 
 
 def _mean(rows: Any, mask: Any) -> Any:
@@ -266,10 +266,10 @@ class _Accumulator:
         self.features = jax.device_put(features, self.everywhere)
         # From the host: JAX would compile a program for each array of zeros.
         self.zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, num_targets)))
+        self.sums: Any = None
         # A CPU alone takes the rows without a copy.
         self.copied = [device.platform for device in devices] != ["cpu"]
         self.wide, self.own = wide, self.zeros
-        self.sums: Any = None
 
     def begin(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
         """Choose the point that sums are about, from the first chunk."""
