@@ -179,7 +179,7 @@ def solve_spanning(
         run.bar = bar
         basis = in_float64(orthonormal_basis, weights, rank)
         problem = SpanningProblem(basis, starts, low, high, np.float64(mobility), intercept)
-        begins = [partial(_begin_rung, phi, problem, rung) for rung in rungs]
+        begins = [partial(begin_rung, phi, problem, rung) for rung in rungs]
         states, outcome, found_on = run.climb(problem, begins)
         if outcome is SpanningOutcome.REACHED and pull:
             states = run.drawn_back(problem, states, pull)
@@ -353,7 +353,8 @@ def _checked(weights: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:
     return weights, starts if starts.ndim == 3 else starts[None]
 
 
-def _begin_rung(phi: FeatureFunction, problem: SpanningProblem, rung: Rung) -> SpanningState | None:
+def begin_rung(phi: FeatureFunction, problem: SpanningProblem, rung: Rung) -> SpanningState | None:
+    """Where every start of a rung stands at first, or None where the rung has none."""
     x = problem.start if rung.make is None else rung.make()
     if x is None:
         return None
