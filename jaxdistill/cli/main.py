@@ -16,6 +16,7 @@ from jaxdistill.cli.attack import add_attack_options, attack
 from jaxdistill.cli.cache import cache_folder, kept_programs
 from jaxdistill.cli.distill import add_distill_options, distill
 from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
+from jaxdistill.cli.export import add_export_options, export
 from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
 from jaxdistill.cli.moments import add_moments_options, moments
 from jaxdistill.errors import InputError, JaxDistillError
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         ("kip", add_kip_options, kip, "train a set by gradient descent, the method to compare with"),
         ("compare", add_compare_options, compare, "analytic set, KIP and baselines, side by side"),
         ("evaluate", add_evaluate_options, evaluate, "certify a saved set, or train other features on it"),
+        ("export", add_export_options, export, "a saved set as PNG files and one label file"),
         ("attack", add_attack_options, attack, "ask a saved set who was in its training data"),
         ("moments", add_moments_options, moments, "sums over data as a file: collected, merged"),
     )

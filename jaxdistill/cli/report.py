@@ -130,7 +130,8 @@ def _head(r: dict[str, Any]) -> list[str]:
         ended = "solved" if found["reached"] else f"{found['outcome']}, the best so far"
         lines.append(
             f"solver       m* = {r['count']}, {found['steps']} steps ({found['method'].replace('_', '-')}), "
-            f"residual {found['residual']:.1e}, {ended}"
+            f"residual {found['residual']:.1e}, {ended} on rung {found['rung']} of {found['rungs']} "
+            f"({found['began']})"
         )
     return lines
 

@@ -99,7 +99,9 @@ def distill(
             where the solver starts.
         noise: Size of the random part of sets with m > k, relative to the fixed part.
         sharpness: c of the nearest spanning set and of the first coefficients of the spanning equations:
-            larger is nearer to the real examples, worse conditioned and slower.
+            larger is nearer to the real examples, worse conditioned and slower. Where the equations are
+            not solved at it, they are at smaller ones and, unless ``realistic`` says to stay near, from
+            other starts: ``recipe["solver"]`` says at which rung of this ladder.
         scale: Factor on features and labels (their penalty is lam_s all the same). Default: 1, or
             what brings the features into the range of a bounded map.
         exact: Whether to refuse what cannot be exact: too few examples, equations that are not solved.
@@ -180,6 +182,7 @@ def distill(
             options,
             box=box,
             sharpness=sharpness,
+            near=realistic is not None,
             exact=exact,
             stored=stored,
             progress=progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +20,17 @@ from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.solve.derivative import check_derivative
 from jaxdistill.solve.invert import invert
+from jaxdistill.solve.ladder import Rung, softer
 from jaxdistill.solve.projection import project
+from jaxdistill.solve.small_features import small_features
 from jaxdistill.solve.spanning_solver import ROUNDING, solve_spanning
 
 # Inputs whose derivatives are checked before any work.
 _CHECKED = 4
 # Share of the rounding of the stored inputs at which the equations are solved well enough.
 _BELOW_ROUNDING = 1e-2
+# Examples, relative to the rank of the weights, below which small features are a rung of the ladder.
+_FEW = 3
 
 
 class Found(NamedTuple):
@@ -50,6 +55,7 @@ def find_inputs(
     *,
     box: tuple[Any, Any] | None,
     sharpness: float,
+    near: bool,
     exact: bool,
     stored: np.dtype,
     progress: bool,
@@ -57,6 +63,9 @@ def find_inputs(
     key_noise: Array,
 ) -> Found:
     """Solve the spanning equations, or descend below their count, from the starts asked for.
+
+    Where these stall at the sharpness asked for, smaller ones are tried, and then other starts, unless the
+    set is to stay near to its start.
 
     Raises:
         InputError: a start that does not fit.
@@ -84,7 +93,7 @@ def find_inputs(
         rank=plan.rank,
         box=box,
         pull=options.pull,
-        sharpness=sharpness,
+        rungs=_ladder(model, plan, reference, options, starts, sharpness, near, key_pick, key_noise),
         mobility=options.mobility,
         seconds=seconds,
         tolerance=_tolerance(phi, stored),
@@ -95,11 +104,46 @@ def find_inputs(
     report = solution.report
     if exact and not report.reached:
         raise ConvergenceError(
-            f"no exact set was found: {report.steps} steps leave a residual of {report.residual:.2g} with "
-            f"m = {report.size} (m* = {report.count}); {report.outcome.value}",
+            f"no exact set was found: {report.steps} steps on {report.rungs} rungs leave a residual of "
+            f"{report.residual:.2g} with m = {report.size} (m* = {report.count}); {report.outcome.value}",
             solution,
         )
     return Found(solution.x, 0.0, report.to_dict())
+
+
+def _ladder(
+    model: RidgeModel,
+    plan: Plan,
+    reference: Any,
+    options: SolverOptions,
+    starts: np.ndarray,
+    sharpness: float,
+    near: bool,
+    key_pick: Array,
+    key_noise: Array,
+) -> tuple[Rung, ...]:
+    """The nearest way to begin first, the surest last; small features first where nothing is to spare."""
+    phi, down = model.features, softer(sharpness)
+    if near:
+        return down
+    key_small, key_other = jax.random.split(jax.random.fold_in(key_noise, len(starts)))
+
+    def small() -> np.ndarray | None:
+        keys = jax.random.split(key_small, len(starts))
+        pairs = zip(starts, keys, strict=True)
+        made = [small_features(phi, model.weights, x, rank=plan.rank, key=key) for x, key in pairs]
+        found = [x for x in made if x is not None]
+        return np.stack(found) if len(found) == len(starts) else None
+
+    def noise() -> np.ndarray:
+        noisy = replace(options, start="noise", starts=len(starts))
+        return choose_starts(model, plan, reference, noisy, key_pick, key_other)
+
+    last = Rung("noise", down[-1].sharpness, noise)
+    if phi.num_inputs < phi.num_features or plan.size >= _FEW * plan.rank:
+        return (*down, last)
+    few = Rung("small features", None, small)
+    return (few, *down, last) if plan.size == plan.rank and options.start is None else (*down, few, last)
 
 
 def _tolerance(phi: AbstractFeatureMap, stored: Any) -> float:

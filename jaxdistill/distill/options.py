@@ -21,11 +21,13 @@ class SolverOptions:
         start: "real", examples of ``reference``; "noise", standard normal inputs; "closed", the
             closed-form set of a map that has one; "preimages", approximate pre-images of a closed-form
             set of features, found from real examples or noise; or inputs, shape (m, d) or (s, m, d).
-            Default: real examples where there are any, noise otherwise.
+            Default: real examples where there are any, noise otherwise; with as many examples as the rank
+            of the weights, pre-images of small features first, for maps with at most d features.
         starts: Number s of starts that run side by side until the first is exact.
         pull: Rounds in which an exact set is drawn back towards its start.
         mobility: How easily coefficients move in place of inputs: less keeps inputs nearer and takes longer.
-        steps: Steps at most; default 200 for the spanning equations, 500 for the projection.
+        steps: Steps at most, of the whole ladder; default 300 for the spanning equations, 500 for the
+            projection.
         seconds: Time after which to stop with the best so far; default no limit.
 
     Raises:

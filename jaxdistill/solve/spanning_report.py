@@ -36,7 +36,10 @@ class SpanningReport:
         iterations: Conjugate gradient iterations of the start that is returned.
         starts: Starts that were run side by side.
         chosen: The start that is returned.
-        distance: Root mean square change from the start.
+        rung: Rung of the ladder that the set was found on, from 1; where none is exact, the nearest.
+        rungs: Rungs of the ladder.
+        began: How that rung begins.
+        distance: Root mean square change from the start that was asked for.
         seconds: Time taken, compilation included.
     """
 
@@ -50,6 +53,9 @@ class SpanningReport:
     iterations: int
     starts: int
     chosen: int
+    rung: int
+    rungs: int
+    began: str
     distance: float
     seconds: float
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -19,6 +20,7 @@ from jaxdistill.numerics.linalg import check_finite, in_float32, in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.numerics.placement import moving_arrays, placement
 from jaxdistill.solve.box import checked_box
+from jaxdistill.solve.ladder import Rung
 from jaxdistill.solve.spanning import (
     SpanningProblem,
     SpanningState,
@@ -53,6 +55,8 @@ FIRST_DAMPING = 1e-2
 # find more sets, which are further from where they started.
 PATIENCE, PROGRESS, PROGRESS_DOWNHILL = 30, 0.95, 0.5
 DOWNHILL, UPHILL = 1.0, 2.0
+# Share of the steps and seconds left that a rung of the ladder may use while others follow.
+SHARE = 2 / 3
 # Rounding of phi(Xs)^T M in float64: a multiple of eps that grows with the size of the sum.
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
 
@@ -93,8 +97,9 @@ def solve_spanning(
     box: tuple[Any, Any] | None = None,
     pull: int = 0,
     sharpness: float | None = 10.0,
+    rungs: Sequence[Rung] | None = None,
     mobility: float = 1.0,
-    steps: int = 200,
+    steps: int = 300,
     seconds: float | None = None,
     tolerance: float | None = None,
     method: SpanningMethod | None = None,
@@ -116,6 +121,7 @@ def solve_spanning(
             nearest is kept.
         sharpness: c of the first coefficients, those of the nearest spanning set: the larger, the nearer
             the inputs stay and the more steps it takes. None for least squares.
+        rungs: The ladder, each rung with a sharpness of its own; default the start with ``sharpness`` alone.
         mobility: How easily coefficients move in place of inputs.
         steps: Steps at most.
         seconds: Time after which to stop with the best so far; default no limit.
@@ -144,8 +150,9 @@ def solve_spanning(
     began = perf_counter()
     weights, starts = _checked(weights, start)
     low, high = checked_box(box, starts.shape[-1])
+    rungs = (Rung("start", sharpness),) if rungs is None else tuple(rungs)
     for name, value in (
-        ("sharpness", sharpness),
+        *(("sharpness", rung.sharpness) for rung in rungs),
         ("mobility", mobility),
         ("seconds", seconds),
         ("tolerance", tolerance),
@@ -179,20 +186,10 @@ def solve_spanning(
     )
     with tqdm(total=steps, desc="spanning", disable=not progress, leave=False) as bar:
         run.bar = bar
-        problem, states = in_float64(
-            _prepare,
-            phi,
-            weights,
-            starts,
-            low,
-            high,
-            mobility,
-            sharpness or 0.0,
-            rank,
-            sharpness is None,
-            intercept,
-        )
-        states, outcome = run.until_reached(problem, states)
+        basis = in_float64(orthonormal_basis, weights, rank)
+        problem = SpanningProblem(basis, starts, low, high, np.float64(mobility), intercept)
+        begins = [partial(begin_rung, phi, problem, rung) for rung in rungs]
+        states, outcome, found_on = run.climb(problem, begins)
         if outcome is SpanningOutcome.REACHED and pull:
             states = run.drawn_back(problem, states, pull)
     x, residuals = np.asarray(states.x), np.asarray(states.residual)
@@ -209,6 +206,9 @@ def solve_spanning(
         iterations=int(states.iterations[chosen]),
         starts=number,
         chosen=chosen,
+        rung=int(found_on[chosen]) + 1,
+        rungs=len(rungs),
+        began=rungs[found_on[chosen]].name,
         distance=float(distances[chosen]),
         seconds=perf_counter() - began,
     )
@@ -242,43 +242,120 @@ class _Run:
         self.bar.set_postfix_str(f"residual {np.min(states.residual):.1e}", refresh=False)
         return states
 
-    def until_reached(
-        self, problem: SpanningProblem, begun: SpanningState
-    ) -> tuple[SpanningState, SpanningOutcome]:
-        """Step until the first start is exact: downhill, then with steps uphill; the best states are kept."""
-        kept = states = begun
+    def climb(
+        self, problem: SpanningProblem, begins: Sequence[Callable[[], SpanningState | None]]
+    ) -> tuple[SpanningState, SpanningOutcome, np.ndarray]:
+        """Step until the first start is exact: downhill, then uphill, then uphill from rung after rung.
 
-        def end(outcome: SpanningOutcome) -> tuple[SpanningState, SpanningOutcome]:
-            return dataclasses.replace(kept, iterations=states.iterations), outcome
+        Where every rung stalls, the one with the smallest residual goes on until it comes no nearer at all.
 
-        for uphill, progress in ((DOWNHILL, PROGRESS_DOWNHILL), (UPHILL, PROGRESS)):
-            states = dataclasses.replace(begun, iterations=states.iterations)
-            lowest = np.asarray(begun.residual)
-            marks = [lowest.min()]
-            while len(marks) <= PATIENCE or marks[-1] <= progress * marks[-1 - PATIENCE]:
-                if marks[-1] <= self.tolerance:
-                    return end(SpanningOutcome.REACHED)
-                if self.taken >= self.steps:
-                    return end(SpanningOutcome.STEPS)
-                if perf_counter() >= self.deadline:
-                    return end(SpanningOutcome.SECONDS)
-                states = self.step(problem, states, uphill * lowest)
-                kept = _nearer(states, kept)
-                lowest = np.minimum(lowest, states.residual)
-                marks.append(lowest.min())
-        return end(SpanningOutcome.STALLED)
+        Returns:
+            The best state of every start, the outcome, and the rung of every start.
+        """
+        best: _Best | None = None
+        legs: list[_Leg] = []
+        outcome = SpanningOutcome.STALLED
+        for number, begin in enumerate(begins):
+            begun = begin()
+            if begun is None:
+                continue
+            best = (
+                _Best(begun, np.full(len(begun.residual), number))
+                if best is None
+                else best.nearer(begun, number)
+            )
+            until = self.share(last=number == len(begins) - 1)
+            for uphill in (UPHILL,) if legs else (DOWNHILL, UPHILL):
+                legs.append(_Leg(number, uphill, begun))
+                best, outcome = self.advance(problem, legs[-1], best, PROGRESS_DOWNHILL, until)
+                if outcome is not SpanningOutcome.STALLED:
+                    return best.states, outcome, best.rungs
+        assert best is not None
+        leg = min(legs[1:], key=lambda leg: np.nan_to_num(leg.marks[-1], nan=np.inf))
+        best, outcome = self.advance(problem, leg, best, PROGRESS, (self.steps, self.deadline))
+        return best.states, outcome, best.rungs
+
+    def share(self, *, last: bool) -> tuple[float, float]:
+        """Steps and time up to which a rung may go on."""
+        if last:
+            return self.steps, self.deadline
+        now = perf_counter()
+        return self.taken + SHARE * (self.steps - self.taken), now + SHARE * (self.deadline - now)
+
+    def advance(
+        self,
+        problem: SpanningProblem,
+        leg: _Leg,
+        best: _Best,
+        progress: float,
+        until: tuple[float, float],
+    ) -> tuple[_Best, SpanningOutcome]:
+        """Go on with a leg while it comes nearer and its share of the budget lasts."""
+        while not leg.stalled(progress):
+            if leg.marks[-1] <= self.tolerance:
+                return best, SpanningOutcome.REACHED
+            if self.taken >= self.steps:
+                return best, SpanningOutcome.STEPS
+            now = perf_counter()
+            if now >= self.deadline:
+                return best, SpanningOutcome.SECONDS
+            if self.taken >= until[0] or now >= until[1]:
+                break
+            before = leg.states.iterations
+            leg.step(partial(self.step, problem))
+            best = best.nearer(leg.states, leg.rung, leg.states.iterations - before)
+        return best, SpanningOutcome.STALLED
 
     def drawn_back(self, problem: SpanningProblem, states: SpanningState, rounds: int) -> SpanningState:
         """Draw exact sets back to their starts while that brings them nearer, and make them exact again."""
         distance = np.linalg.norm(states.x - problem.start)
         for _ in range(rounds):
             tried = self.step(problem, states, np.full(len(states.residual), np.inf), pull=1.0)
-            tried, outcome = self.until_reached(problem, tried)
+            tried, outcome, _ = self.climb(problem, [lambda tried=tried: tried])
             nearer = np.linalg.norm(tried.x - problem.start)
             if outcome is not SpanningOutcome.REACHED or nearer >= distance:
                 break
             states, distance = tried, nearer
         return states
+
+
+class _Leg:
+    """A walk from where a rung begins: downhill, or uphill within a factor of the least residual so far."""
+
+    def __init__(self, rung: int, uphill: float, begun: SpanningState) -> None:
+        self.rung, self.uphill, self.states = rung, uphill, begun
+        self.lowest = np.asarray(begun.residual)
+        self.marks = [self.lowest.min()]
+
+    def stalled(self, progress: float) -> bool:
+        """Whether it has not come nearer by this factor of late."""
+        # Written so that a residual that is not a number counts as stalled.
+        return len(self.marks) > PATIENCE and not self.marks[-1] <= progress * self.marks[-1 - PATIENCE]
+
+    def step(self, step: Callable[[SpanningState, np.ndarray], SpanningState]) -> None:
+        self.states = step(self.states, self.uphill * self.lowest)
+        self.lowest = np.minimum(self.lowest, self.states.residual)
+        self.marks.append(self.lowest.min())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Best:
+    """Of every start the state of the smallest residual so far, and the rung that it was found on."""
+
+    states: SpanningState
+    rungs: np.ndarray
+
+    def nearer(self, states: SpanningState, rung: int, iterations: Any = 0) -> _Best:
+        """The better of two for every start; in NumPy, which keeps float64. Iterations add up."""
+        old = np.asarray(self.states.residual)
+        lower = (np.asarray(states.residual) < old) | np.isnan(old)
+
+        def choose(new: Any, old: Any) -> np.ndarray:
+            return np.where(lower.reshape(-1, *[1] * (np.ndim(new) - 1)), new, old)
+
+        kept = jax.tree.map(choose, states, self.states)
+        kept = dataclasses.replace(kept, iterations=self.states.iterations + iterations)
+        return _Best(kept, np.where(lower, rung, self.rungs))
 
 
 def _checked(weights: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -292,22 +369,24 @@ def _checked(weights: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:
     return weights, starts if starts.ndim == 3 else starts[None]
 
 
-@partial(jax.jit, static_argnums=(7, 8, 9))
-def _prepare(
+def begin_rung(phi: FeatureFunction, problem: SpanningProblem, rung: Rung) -> SpanningState | None:
+    """Where every start of a rung stands at first, or None where the rung has none."""
+    x = problem.start if rung.make is None else rung.make()
+    if x is None:
+        return None
+    return in_float64(_begin, phi, problem, x, rung.sharpness or 0.0, rung.sharpness is None)
+
+
+@partial(jax.jit, static_argnums=4)
+def _begin(
     phi: FeatureFunction,
-    weights: Float[Array, "p k"],
+    problem: SpanningProblem,
     starts: Float[Array, "s m d"],
-    low: Float[Array, " d"],
-    high: Float[Array, " d"],
-    mobility: Float[Array, ""],
     sharpness: Float[Array, ""],
-    rank: int,
     fitted: bool,
-    intercept: bool,
-) -> tuple[SpanningProblem, SpanningState]:
-    """The problem, and the state of every start."""
-    problem = SpanningProblem(orthonormal_basis(weights, rank), starts, low, high, mobility, intercept)
-    basis = problem.basis
+) -> SpanningState:
+    """The state of every start."""
+    basis, intercept = problem.basis, problem.intercept
 
     def begin(x: Array) -> SpanningState:
         features = problem.centred(phi(x))
@@ -324,19 +403,7 @@ def _prepare(
             iterations=jnp.zeros((), jnp.int64),
         )
 
-    return problem, jax.vmap(begin)(jnp.clip(starts, low[None, None], high[None, None]))
-
-
-def _nearer(states: SpanningState, kept: SpanningState) -> SpanningState:
-    """Of every start the state of the smaller residual; in NumPy, which keeps float64."""
-    lower = np.asarray(states.residual) < np.asarray(kept.residual)
-    if lower.all() or not lower.any():
-        return states if lower.all() else kept
-
-    def choose(new: Any, old: Any) -> np.ndarray:
-        return np.where(lower.reshape(-1, *[1] * (np.ndim(new) - 1)), new, old)
-
-    return jax.tree.map(choose, states, kept)
+    return jax.vmap(begin)(jnp.clip(starts, problem.low[None, None], problem.high[None, None]))
 
 
 def _best(residuals: np.ndarray, distances: np.ndarray, tolerance: float) -> int:

@@ -9,6 +9,7 @@ from flax import nnx
 
 import jaxdistill as jd
 from jaxdistill import errors
+from jaxdistill.distill.options import SolverOptions
 from jaxdistill.features import ConvolutionalNetwork, Encoder, RandomNetwork
 from jaxdistill.networks.standard import make_network
 
@@ -85,3 +86,30 @@ def test_too_few_examples_with_exactness_demanded_name_the_count(task):
     count = -(-200 * 3 // (16 + 3))
     with pytest.raises(errors.RankError, match=f"{count}"):
         jd.distill(model, ipc=3, exact=True, reference=(task["x"], task["y"]), key=KEY)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh"])
+def test_one_per_class_is_exact_by_default_from_small_features(activation, task):
+    phi = RandomNetwork.create(16, widths=(16, 14), activation=activation, key=KEY)
+    model = jd.fit_ridge(phi, task["x"], task["y"], lam=1.0)
+    reference = (task["x"], task["y"])
+    small = jd.distill(model, ipc=1, reference=reference, dtype="float32", key=KEY)
+    told = small.recipe["solver"]
+    assert told["began"] == "small features" and told["rung"] == 1 and told["rungs"] == 5
+    found = jd.certify(model, small, task["x"], task["labels"])
+    assert found.exact and found.agreement == 1.0
+    # Whoever names a start gets the nearest set to it that the ladder finds.
+    named = jd.distill(model, ipc=1, reference=reference, solver=SolverOptions(start="real"), key=KEY)
+    assert named.recipe["solver"]["reached"] and (named.recipe["solver"]["began"] == "sharpness 10") == (
+        named.recipe["solver"]["rung"] == 1
+    )
+
+
+def test_sets_that_stay_near_are_never_begun_elsewhere(task):
+    phi = RandomNetwork.create(16, widths=(24,), activation="gelu", key=KEY)
+    model = jd.fit_ridge(phi, task["x"], task["y"], lam=1.0)
+    for realistic, rungs in (("closest", 3), (None, 4)):
+        small = jd.distill(
+            model, ipc=4, reference=(task["x"], task["y"]), realistic=realistic, sharpness=5.0, key=KEY
+        )
+        assert small.recipe["solver"]["rungs"] == rungs and small.recipe["solver"]["began"] == "sharpness 5"
