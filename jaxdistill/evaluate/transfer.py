@@ -199,16 +199,17 @@ def _train(
 ) -> Callable[..., Any]:
     """Ridge regression on features or a kernel: a function from inputs to predictions."""
     if isinstance(source, AbstractFeatureMap):
-        weights, level = in_float64(_retrain, source, x, rows, lam, intercept)
+        weights, level = in_float64(retrained, source, x, rows, lam, intercept)
         return lambda inputs: predict(source, weights, inputs, intercept=level, progress=progress)
     model = fit_kernel_ridge(source, x, rows, lam=lam, intercept=intercept, solver="cholesky")
     return lambda inputs: model.predict(inputs, dtype=np.float64, progress=progress)
 
 
 @partial(jax.jit, static_argnums=4)
-def _retrain(
+def retrained(
     features: AbstractFeatureMap, x: Array, rows: Array, lam: Array, intercept: bool
 ) -> tuple[Array, Array | None]:
+    """Weights, and any intercept, of ridge regression on examples, compiled with their map."""
     if intercept:
         return retrain_with_intercept(features(x), rows, lam)
     return retrain(features(x), rows, lam), None

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, final
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.distill.exact import retrain, retrain_with_intercept
 from jaxdistill.errors import InputError
-from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.evaluate.transfer import retrained
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.numerics.placement import moving_arrays
 from jaxdistill.privacy.membership import likelihood_ratios, loss_scores
@@ -114,7 +111,7 @@ def attack_set(
     phi, k = small.features, small.y.shape[1]
     sources = [_examples(small, pair, name) for name, pair in (("members", members), ("others", others))]
     level = small.intercept is not None
-    weights, intercept = in_float64(_train, phi, small.x, small.y, small.lam, level)
+    weights, intercept = in_float64(retrained, phi, small.x, small.y, small.lam, level)
     outputs = [predict(phi, weights, source.x, intercept=intercept, progress=progress) for source in sources]
     losses = [loss_scores(found, source.y) for found, source in zip(outputs, sources, strict=True)]
     ratio = None
@@ -156,15 +153,6 @@ def _examples(small: DistilledSet, pair: tuple[Any, Any], name: str) -> ArraySou
             f"{'' if told is None else f'{told} '}targets of {k}; give the labels that it was made from"
         )
     return found
-
-
-@partial(jax.jit, static_argnums=4)
-def _train(
-    features: AbstractFeatureMap, x: Array, y: Array, lam: Array, intercept: bool
-) -> tuple[Array, Array | None]:
-    if intercept:
-        return retrain_with_intercept(features(x), y, lam)
-    return retrain(features(x), y, lam), None
 
 
 def _reconstruct(small: DistilledSet, members: np.ndarray, others: np.ndarray) -> Reconstruction:
