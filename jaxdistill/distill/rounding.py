@@ -15,6 +15,7 @@ from jaxdistill.numerics.keys import host_generator
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.pictures import pixel_levels
+from jaxdistill.solve.box import pixel_box
 from jaxdistill.solve.held import spanning_with_held
 
 
@@ -63,10 +64,11 @@ def round_pixels(small: DistilledSet, *, bits: int = 8, rounds: int = 0, key: Ar
     if rounds:
         order = host_generator(key).permutation(x.size).reshape(x.shape) / x.size
         pixel_levels(small.images, bits)  # refuses early
+        box = pixel_box(small.preprocess)
         for i in range(1, rounds + 1):
             held = order < 1 - 0.5**i
             start = np.where(held, _rounded(small, x, bits), x)
-            x = spanning_with_held(small.features, small.weights, start, held)
+            x = spanning_with_held(small.features, small.weights, start, held, box)
     x = _rounded(small, x, bits)
     y, lam = in_float64(stored_labels, small.features, x, small.weights, np.zeros((0, 0)), np.nan, False)
     recipe: dict[str, Any] = small.recipe | {"labels": "soft", "rounded": {"bits": bits, "rounds": rounds}}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.solve.box import checked_box
 from jaxdistill.solve.ladder import Rung
 from jaxdistill.solve.spanning import SpanningProblem, orthonormal_basis
 from jaxdistill.solve.spanning_solver import (
@@ -29,6 +31,7 @@ def spanning_with_held(
     weights: Float[np.ndarray, "p k"],
     start: Float[np.ndarray, "m d"],
     held: Bool[np.ndarray, "m d"],
+    box: tuple[Any, Any] | None = None,
 ) -> Float[np.ndarray, "m d"]:
     """Inputs near the start that span the weights as well as those that are not held can make them.
 
@@ -37,6 +40,7 @@ def spanning_with_held(
         weights: B, shape (p, k).
         start: Inputs to start from, shape (m, d).
         held: Which of them keep their value, shape (m, d).
+        box: Ends (low, high) between which inputs must stay, numbers or arrays (d,).
 
     Returns:
         Inputs, shape (m, d), float64.
@@ -55,17 +59,17 @@ def spanning_with_held(
     """
     (m, d), (p, _) = start.shape, weights.shape
     rank = int(np.linalg.matrix_rank(weights))
-    free = np.full(d, np.inf)
+    low, high = checked_box(box, d)
     starts = np.asarray(start, np.float64)[None]
     basis = in_float64(orthonormal_basis, weights, rank)
-    problem = SpanningProblem(basis, starts, -free, free, np.float64(1.0), False)
+    problem = SpanningProblem(basis, starts, low, high, np.float64(1.0), False)
     method = choose_method(p, d, m, rank)
     states = begin_rung(phi, problem, Rung("held", None))
     assert states is not None
     step = partial(spanning_steps, method=method, most_iterations=MOST_ITERATIONS)
     for _ in range(STEPS):
         before = states.residual
-        states = dataclasses.replace(states, held=held[None])
+        states = dataclasses.replace(states, held=states.held | held)
         states = in_float64(step, phi, problem, states, 0.0, before, INNER_TOLERANCE)
         if states.residual[0] <= ROUNDING * np.sqrt(p) or states.residual[0] > 0.5 * before[0]:
             break
