@@ -131,7 +131,8 @@ def _ladder(
     def small() -> np.ndarray | None:
         keys = jax.random.split(key_small, len(starts))
         pairs = zip(starts, keys, strict=True)
-        made = [small_features(phi, model.weights, x, rank=plan.rank, key=key) for x, key in pairs]
+        told: dict[str, Any] = {"rank": plan.rank, "intercept": model.has_intercept}
+        made = [small_features(phi, model.weights, x, key=key, **told) for x, key in pairs]
         found = [x for x in made if x is not None]
         return np.stack(found) if len(found) == len(starts) else None
 
@@ -143,7 +144,8 @@ def _ladder(
     if phi.num_inputs < phi.num_features or plan.size >= _FEW * plan.rank:
         return (*down, last)
     few = Rung("small features", None, small)
-    return (few, *down, last) if plan.size == plan.rank and options.start is None else (*down, few, last)
+    tight = plan.size == plan.rank + model.has_intercept
+    return (few, *down, last) if tight and options.start is None else (*down, few, last)
 
 
 def _tolerance(phi: AbstractFeatureMap, stored: Any) -> float:

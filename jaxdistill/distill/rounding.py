@@ -68,9 +68,11 @@ def round_pixels(small: DistilledSet, *, bits: int = 8, rounds: int = 0, key: Ar
         for i in range(1, rounds + 1):
             held = order < 1 - 0.5**i
             start = np.where(held, _rounded(small, x, bits), x)
-            x = spanning_with_held(small.features, small.weights, start, held, box)
+            level = small.intercept is not None
+            x = spanning_with_held(small.features, small.weights, start, held, box, intercept=level)
     x = _rounded(small, x, bits)
-    y, lam = in_float64(stored_labels, small.features, x, small.weights, np.zeros((0, 0)), np.nan, False)
+    model = small.weights, small.intercept
+    y, lam = in_float64(stored_labels, small.features, x, model, None)
     recipe: dict[str, Any] = small.recipe | {"labels": "soft", "rounded": {"bits": bits, "rounds": rounds}}
     return replace(small, x=x, y=y, lam=float(lam), recipe=recipe, certificate=None)
 

@@ -32,6 +32,8 @@ def spanning_with_held(
     start: Float[np.ndarray, "m d"],
     held: Bool[np.ndarray, "m d"],
     box: tuple[Any, Any] | None = None,
+    *,
+    intercept: bool = False,
 ) -> Float[np.ndarray, "m d"]:
     """Inputs near the start that span the weights as well as those that are not held can make them.
 
@@ -41,6 +43,7 @@ def spanning_with_held(
         start: Inputs to start from, shape (m, d).
         held: Which of them keep their value, shape (m, d).
         box: Ends (low, high) between which inputs must stay, numbers or arrays (d,).
+        intercept: Whether the model has an unpenalised intercept.
 
     Returns:
         Inputs, shape (m, d), float64.
@@ -62,7 +65,7 @@ def spanning_with_held(
     low, high = checked_box(box, d)
     starts = np.asarray(start, np.float64)[None]
     basis = in_float64(orthonormal_basis, weights, rank)
-    problem = SpanningProblem(basis, starts, low, high, np.float64(1.0), False)
+    problem = SpanningProblem(basis, starts, low, high, np.float64(1.0), intercept)
     method = choose_method(p, d, m, rank)
     states = begin_rung(phi, problem, Rung("held", None))
     assert states is not None

@@ -287,3 +287,13 @@ def test_one_example_is_refused():
         jd.distill(REGRESSION, size=1, key=KEY)
     with pytest.raises(RankError, match=r"size >= 3"):
         jd.distill(REGRESSION, size=2, labels=np.ones((2, 2)), key=KEY)
+
+
+def test_features_of_one_sign_are_served_at_one_per_class():
+    """The intercept shifts them: only their spread about the mean need be small."""
+    x, y = X[:400, 10:40], jd.one_hot(CLASSES[:400] % 3, 3)
+    phi = jd.features.RandomNetwork.create(30, widths=(12,), activation="softplus", key=KEY)
+    model = jd.fit_ridge(phi, x, y, lam=1.0, intercept=True)
+    small = jd.distill(model, ipc=1, reference=(x, y), key=KEY)
+    assert small.recipe["solver"]["began"] == "small features"
+    assert jd.certify(model, small).exact

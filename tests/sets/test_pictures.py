@@ -70,6 +70,18 @@ def test_scikit_learn_returns_the_weights_from_the_folder_alone(bits, problem, t
     assert np.linalg.norm(head.coef_.T - model.weights) < 1e-5 * np.linalg.norm(model.weights)
 
 
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_an_intercept_is_returned_by_rounded_pixels_too(rounds, problem):
+    transform, x, y = problem[:3]
+    model = jd.fit_ridge(jd.features.Linear(12), x, y, lam=0.3, intercept=True)
+    reference = {"realistic": "fixed", "reference": (x, y)}
+    small = jd.distill(model, size=20, **reference, key=KEY).with_context(transform, None)
+    small = round_pixels(small, rounds=rounds, key=KEY)
+    assert jd.certify(model, small).exact
+    head = Ridge(alpha=small.lam).fit(small.x.astype(np.float64), small.y)
+    np.testing.assert_allclose(head.intercept_, model.intercept, rtol=1e-6)
+
+
 def test_scikit_learn_returns_the_weights_of_a_network_from_the_file():
     rng = np.random.default_rng(2)
     x, y = rng.standard_normal((80, 12)).astype(np.float32), jd.one_hot(np.arange(80) % 3, 3)
