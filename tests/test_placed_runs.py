@@ -18,7 +18,7 @@ ON_CUDA = {f"cusolver_{name}_ffi" for name in ("geqrf", "gesvdj", "orgqr", "potr
 # The device side. A new compiled function belongs here if it runs there, and else to `in_float64`.
 DEVICE_SIDE = {
     "evaluate.certify._retrain",
-    "evaluate.certify_kernel._solve",
+    "evaluate.certify_kernel._coefficients",
     "features.random_matrix.orthogonal_rows",
     "kernels.tiles._add_product",
     "kernels.tiles._diagonal",
@@ -35,7 +35,7 @@ DEVICE_SIDE = {
     "ridge.model._predict_chunk",
     "ridge.moments._add_chunk_in_two",
     "ridge.moments._middle",
-    "ridge.selection._leave_one_out_chunk",
+    "ridge.selection._score_chunk",
     "solve.invert._changes",
     "solve.projection._descend",
     "solve.spanning_step.find_directions",

@@ -45,5 +45,11 @@ def test_the_oracle_knows_ridge_regression():
     for lam in (0.0, 0.3, 1e4):
         expected = np.linalg.solve(phi.T @ phi + lam * np.eye(6), phi.T @ y)
         np.testing.assert_allclose(random_problems.ridge(phi, y, lam), expected, rtol=1e-10, atol=1e-14)
-        distance = random_problems.distance(phi, lam, 1.01 * expected, expected)
+        distance = random_problems.distance(phi, lam, (1.01 * expected, None), (expected, None))
         np.testing.assert_allclose(distance, 0.01, rtol=1e-10)
+        weights, level = random_problems.trained(phi + 7, y + 5, lam, intercept=True)
+        bordered = np.hstack([phi + 7, np.ones((30, 1))])
+        damped = bordered.T @ bordered + lam * np.diag([1.0] * 6 + [0.0])
+        both = np.linalg.solve(damped, bordered.T @ (y + 5))
+        np.testing.assert_allclose(weights, both[:-1], rtol=1e-9, atol=1e-13)
+        np.testing.assert_allclose(level, both[-1], rtol=1e-9)

@@ -89,7 +89,7 @@ def test_colour_images_tables_and_regression_from_files(capsys, tmp_path):
     real = table | {"y_train": rng.standard_normal(60), "y_test": rng.standard_normal(12)}
     for i, changes in enumerate(({}, table, real)):
         name = save(tmp_path / f"{i}.npz", **changes)
-        size = ("--size", "1") if changes is real else ("--ipc", "1")
+        size = ("--size", "2") if changes is real else ("--ipc", "1")
         words = ("distill", "--dataset", name, *size, "--out", str(tmp_path / f"o{i}"), "--json")
         status, text, _ = run(capsys, *words)
         assert status == 0 and json.loads(text)["exact"]

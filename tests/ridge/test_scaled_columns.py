@@ -169,8 +169,11 @@ def test_classes_and_other_features_than_linear_ones_are_served(problem):
     scaled = dataclasses.replace(drawn, weights=(drawn.weights[0] * units,))
     model = jd.fit_ridge(scaled, x, problem["y"], lam=1e-3)
     assert model.solution.solved and badly_scaled(model.moments.gram)
-    small = jd.distill(model, ipc=1, key=jax.random.key(1))
-    assert jd.certify(model, small).exact
+    assert jd.certify(model, jd.distill(model, ipc=4, key=jax.random.key(1))).exact
+    # Three examples hold the weights to ten digits, of which the large feature's have none: predictions differ.
+    found = jd.certify(model, jd.distill(model, ipc=1, key=jax.random.key(1)))
+    assert found.relative_weight_error <= found.tolerance
+    assert not found.exact and found.training_error > 1e-6
 
 
 def test_chunks_do_not_matter():
