@@ -170,7 +170,7 @@ def test_classes_and_other_features_than_linear_ones_are_served(problem):
     model = jd.fit_ridge(scaled, x, problem["y"], lam=1e-3)
     assert model.solution.solved and badly_scaled(model.moments.gram)
     assert jd.certify(model, jd.distill(model, ipc=4, key=jax.random.key(1))).exact
-    # Three examples hold the weights to ten digits, of which the large feature's have none: predictions differ.
+    # Three examples hold the weights to ten digits, and the large feature's to none: predictions differ.
     found = jd.certify(model, jd.distill(model, ipc=1, key=jax.random.key(1)))
     assert found.relative_weight_error <= found.tolerance
     assert not found.exact and found.training_error > 1e-6
