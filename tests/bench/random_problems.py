@@ -217,11 +217,15 @@ def distance(phi: np.ndarray, lam: float, found: Model, wanted: Model) -> float:
 
 
 def explained(phi: np.ndarray, y: np.ndarray, lam: float, full: Model, tolerance: float) -> float:
-    """What rounding explains: ten tolerances of the certificate, or half the digits of float64."""
-    fitted = size_of(phi if full[1] is None else centred(phi), lam, full[0])
-    lost = np.linalg.norm(y) / max(fitted, 1e-300)
+    """What rounding explains: ten tolerances of the certificate, or half the digits of float64.
+
+    And what features far from zero lose when their mean is subtracted, here as there.
+    """
+    seen = phi if full[1] is None else centred(phi)
+    fitted = size_of(seen, lam, full[0])
+    lost = np.linalg.norm(y) / max(fitted, 1e-300) + np.linalg.norm(phi) / max(np.linalg.norm(seen), 1e-300)
     eps = float(np.finfo(np.float64).eps)
-    return max(10 * tolerance, np.sqrt(eps)) + 1e4 * eps * (1 + lost)
+    return float(max(10 * tolerance, np.sqrt(eps)) + 1e4 * eps * (1 + lost))
 
 
 # --- one problem -------------------------------------------------------------------------------------
