@@ -277,7 +277,7 @@ class DistilledSet(AbstractSet):
             found, wanted = (phi.num_inputs, phi.num_features), (made.x.shape[1], len(made.weights))
             if found != wanted:
                 raise ArtifactError(
-                    f"{path} has features of (d, p) = {found} for a set of {wanted}; get the original"
+                    f"{path} is a set of (d, p) = {wanted}, and its features are of others; get the original"
                 )
             check_parameters(path, phi.arrays(), parts)
             return made
