@@ -219,12 +219,17 @@ def distance(phi: np.ndarray, lam: float, found: Model, wanted: Model) -> float:
 def explained(phi: np.ndarray, y: np.ndarray, lam: float, full: Model, tolerance: float) -> float:
     """What rounding explains: ten tolerances of the certificate, or half the digits of float64.
 
-    And what features far from zero lose when their mean is subtracted, here as there.
+    And what features far from zero lose when their mean is subtracted, here as there; and where features are
+    dependent, what ridge regression makes of their rounding: weights along it are of size
+    ``eps |Phi| |y| / lam``, and count ``eps |Phi| |y| / sqrt(lam)``.
     """
     seen = phi if full[1] is None else centred(phi)
     fitted = size_of(seen, lam, full[0])
     lost = np.linalg.norm(y) / max(fitted, 1e-300) + np.linalg.norm(phi) / max(np.linalg.norm(seen), 1e-300)
     eps = float(np.finfo(np.float64).eps)
+    values = np.linalg.svd(seen, compute_uv=False)
+    if lam > 0 and values.min() < 100 * eps * values.max():
+        lost += np.linalg.norm(phi) / np.sqrt(lam) * np.linalg.norm(y) / max(fitted, 1e-300) / 1e4
     return float(max(10 * tolerance, np.sqrt(eps)) + 1e4 * eps * (1 + lost))
 
 
