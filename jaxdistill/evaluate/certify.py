@@ -60,9 +60,9 @@ class Certificate(SetCertificate):
     Rounding explains 100 eps of the stored inputs, or of the features where those are computed in less,
     times what the feature map makes of rounding (of the inputs, or of its own in float32, whichever is
     more), times the condition number of the features; at most sqrt(eps). A set is exact where weights and
-    intercept are within that, the training error too (or within 1.5e-9, a tenth of half the digits of float64),
-    m reaches the rank of B (and one more for an intercept), and the full model is the ridge solution as far as
-    is known (``solved_full`` is not False).
+    intercept are within that, the training error too (or within 1.5e-9, a tenth of half the digits of
+    float64), m reaches the rank of B (and one more for an intercept), and the full model is the ridge
+    solution as far as is known (``solved_full`` is not False).
 
     Args:
         precision: What the features are computed in: "float64", or "float32" where the map is made so, and
