@@ -342,10 +342,10 @@ def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, OverflowError):
         raise ArtifactError(f"{path} has metadata that cannot be read; copy it again") from None
     if program != _MAGIC:
-        raise ArtifactError(f"{path} was written by {program!r}, not by {_MAGIC}")
+        raise ArtifactError(f"{path} was written by {str(program)[:40]!r}, not by {_MAGIC}")
     if version != FORMAT:
         raise ArtifactError(
-            f"{path} has format {version}, this version reads {FORMAT}; upgrade jaxdistill, or make it again"
+            f"{path} has format {str(version)[:20]}, this version reads {FORMAT}; upgrade jaxdistill, or make it again"
         )
     told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
     missing += [name for name in told if name not in arrays]
