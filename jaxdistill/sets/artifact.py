@@ -345,7 +345,8 @@ def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         raise ArtifactError(f"{path} was written by {str(program)[:40]!r}, not by {_MAGIC}")
     if version != FORMAT:
         raise ArtifactError(
-            f"{path} has format {str(version)[:20]}, this version reads {FORMAT}; upgrade jaxdistill, or make it again"
+            f"{path} has format {str(version)[:20]}, this version reads {FORMAT}; upgrade jaxdistill, or make it "
+            "again"
         )
     told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
     missing += [name for name in told if name not in arrays]
