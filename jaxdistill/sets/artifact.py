@@ -277,7 +277,7 @@ class DistilledSet(AbstractSet):
             found, wanted = (phi.num_inputs, phi.num_features), (made.x.shape[1], len(made.weights))
             if found != wanted:
                 raise ArtifactError(
-                    f"{path} is a set of (d, p) = {wanted}, and its features are of others; get the original"
+                    f"{path} has features of another (d, p) than its set, {wanted}; get the original"
                 )
             check_parameters(path, phi.arrays(), parts)
             return made
@@ -342,11 +342,11 @@ def _read_meta(path: File, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, OverflowError):
         raise ArtifactError(f"{path} has metadata that cannot be read; copy it again") from None
     if program != _MAGIC:
-        raise ArtifactError(f"{path} was written by {str(program)[:40]!r}, not by {_MAGIC}")
+        raise ArtifactError(f"{path} was written by {program!r:.60}, not by {_MAGIC}")
     if version != FORMAT:
         raise ArtifactError(
-            f"{path} has format {str(version)[:20]}, this version reads {FORMAT}; upgrade jaxdistill, or make it "
-            "again"
+            f"{path} has format {str(version)[:20]}, this version reads {FORMAT}; upgrade jaxdistill, or "
+            "make it again"
         )
     told = ("values", "squared_norm") if "kernel" in meta else ("weights",)
     missing += [name for name in told if name not in arrays]
