@@ -1,19 +1,15 @@
 """Whole runs with float64 on the host, on several CPU devices: what was compiled where, and what came out.
 
-A process of its own, since the number of devices is fixed when JAX starts:
-``python tests/placed_runs.py OUT`` writes OUT/report.json. The last device is the host, and the others stand
-for accelerators without float64.
+A process of its own, since the number of devices is fixed when JAX starts: with JAX_PLATFORMS=cpu and
+XLA_FLAGS=--xla_force_host_platform_device_count=3, ``python tests/placed_runs.py OUT`` writes
+OUT/report.json. The last device is the host, and the others stand for accelerators without float64.
 """
 
 import functools
 import json
-import os
 import re
 import sys
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
-os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import jax.numpy as jnp

@@ -45,7 +45,9 @@ DEVICE_SIDE = {
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     out, here = tmp_path_factory.mktemp("placed"), Path(__file__).parent
-    told = {"PYTHONPATH": str(here.parent), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    told = {"PYTHONPATH": str(here.parent), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
+    flags = os.environ.get("XLA_FLAGS", "")
+    told["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=3"
     command = [sys.executable, "-W", "error", str(here / "placed_runs.py"), str(out)]
     subprocess.run(command, env=os.environ | told, check=True)
     found = json.loads((out / "report.json").read_text())
