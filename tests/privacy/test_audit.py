@@ -77,7 +77,8 @@ def test_a_broken_generator_is_caught_through_the_whole_mechanism(monkeypatch):
     monkeypatch.setattr(mechanism, "secure_normal", lambda *shape: normal(*shape) / 10)
     monkeypatch.setattr(mechanism, "symmetric_noise", lambda size: symmetric(size) / 10)
     pairs, direction = worlds(BUDGET.neighbours)
-    found = audit(lambda there: score(fit(pairs[not there], BUDGET).noisy, direction), trials=100, delta=1e-5)
+    # Enough that chance does not hide what is 2.7 standard deviations apart: nobody can seed this noise.
+    found = audit(lambda there: score(fit(pairs[not there], BUDGET).noisy, direction), trials=500, delta=1e-5)
     assert found.contradicts(BUDGET.epsilon) and found.confidence == 0.95
 
 
