@@ -231,7 +231,8 @@ def _figures(
     drawn = [str(draw_panels([panel], path, f"delta {DELTA:g}, add-or-remove"))]
     lines = []
     for epsilon in options.epsilons:
-        setting = dict(zip(KEYS, (task.name, "private", epsilon, task.x.shape[1], "shrink", 0), strict=True))
+        values = (task.name, "private", epsilon, task.x.shape[1], "shrink", 0)
+        setting: dict[str, Any] = dict(zip(KEYS, values, strict=True))
         small = _private(task, setting, task.x, task.y).distill(ipc=1, key=split_keys(0)[2])
         lines.append(Row(f"epsilon {epsilon:g}", small.with_context(task.preprocess, None).images))
     path = options.figures / f"{options.dataset}_private_images.png"
