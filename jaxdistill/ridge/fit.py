@@ -228,9 +228,9 @@ def _fit_auto(
         return _model(features, lam, moments, path, selection, source, intercept, dtype)
 
     # After the choice, the part that was held out is trained on too.
-    everything = moments.merge(accumulate_moments(features, held, dtype=dtype, shifted=intercept))
-    if intercept:
-        everything = everything.centred()
+    more = accumulate_moments(features, held, dtype=dtype, shifted=intercept)
+    # About zero both add as they are; moving sums about another point costs several passes over G.
+    everything = moments.merge(more).centred() if intercept else moments.plus(more)
     if not isinstance(path, ScaledFactor):
         definite = moments.count >= features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
