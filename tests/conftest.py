@@ -39,8 +39,7 @@ QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_sp
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile quickly and once, here and in every process that comes from here."""
-    if QUICK:
-        share_the_context_of_programs()
+    share_the_context_of_programs()
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # its environment has everything
     share_compiled_programs(config)
