@@ -218,6 +218,11 @@ def solve_spanning(
     return SpanningSolution(x[chosen], np.asarray(states.mix)[chosen], report)
 
 
+def on_accelerator() -> bool:
+    """Whether steps run where a compiled loop is as fast as its steps, and the host is far away."""
+    return placement().devices[0].platform != "cpu"
+
+
 class _Run:
     """The loop over walks, with its budget and its bar."""
 
@@ -227,8 +232,7 @@ class _Run:
         self.phi, self.tolerance = phi, tolerance
         self.steps, self.deadline, self.taken = steps, deadline, 0
         self.bar: Any = None
-        where = placement()
-        self.native, self.loop, self.pace = where.native, where.devices[0].platform != "cpu", Pace()
+        self.native, self.loop, self.pace = placement().native, on_accelerator(), Pace()
         self.settings: Any = {"method": method, "most_iterations": MOST_ITERATIONS}
 
     def go(self, problem: SpanningProblem, leg: _Leg, progress: float, most: int, pull: float = 0.0) -> None:
@@ -239,7 +243,7 @@ class _Run:
             exact = -1.0 if pull else self.tolerance
             stop = walk.taken + min(most, self.pace.steps if self.loop else 1)
             leg.walk = self.walk_on(in_float64, problem, walk, leg.uphill, progress, exact, stop, pull)
-        elif leg.narrow and not pull and walk.marks[-1] > NARROW:
+        elif self.loop and leg.narrow and not pull and walk.marks[-1] > NARROW:
             ahead = dataclasses.replace(walk, found=np.zeros_like(walk.found))
             stop = walk.taken + min(most, NARROW_STEPS)
             exact = max(self.tolerance, NARROW)

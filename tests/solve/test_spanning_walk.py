@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -103,8 +102,7 @@ def test_an_accelerator_takes_several_steps_between_two_looks(problem, monkeypat
             looks.append(steps)
             return super().took(steps, seconds)
 
-    somewhere = SimpleNamespace(native=True, devices=[SimpleNamespace(platform="gpu")])
-    monkeypatch.setattr(solver, "placement", lambda: somewhere)
+    monkeypatch.setattr(solver, "on_accelerator", lambda: True)
     monkeypatch.setattr(solver, "Pace", Counted)
     report = solver.solve_spanning(PHI, WEIGHTS, problem.start, steps=9).report
     assert sum(looks) == report.steps and len(looks) < report.steps
