@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Self, TypeVar, final
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.data.rows import AbstractRows, ChunkRows, Pair
+from jaxdistill.data.rows import AbstractRows, ChunkRows, Pair, check_finite_piece, recut
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.ridge.source import NO_CLASSES, AbstractSource, ArraySource, chunk_rows, data_dtype_of
@@ -110,7 +110,7 @@ class StreamSource(AbstractSource):
             InputError: a chunk that does not fit, a value that is not finite, a stream that ends early, or an
                 iterator that is used up.
         """
-        return prefetched(self._cut(start), _AHEAD)
+        return prefetched(recut(self._checked(start), self.chunk_size), _AHEAD)
 
     def hold_out(self, fraction: Any, key: Array | None) -> NoReturn:
         """Refused: a stream has no order at random.
@@ -122,25 +122,6 @@ class StreamSource(AbstractSource):
             f"validation is {fraction!r}, and a stream cannot hold rows out; give examples held out as "
             "(x, y), or leave validation at 'leave-one-out'"
         )
-
-    def _cut(self, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Chunks of equal size; a chunk that lies within a piece is a view of it."""
-        size, count = self.chunk_size, 0
-        held: list[tuple[np.ndarray, np.ndarray]] = []
-        for piece in self._checked(start):
-            held.append(piece)
-            count += len(piece[0])
-            if count < size:
-                continue
-            x, y = held[0] if len(held) == 1 else (np.concatenate(part) for part in zip(*held, strict=True))
-            whole = count - count % size
-            for first in range(0, whole, size):
-                yield x[first : first + size], y[first : first + size]
-            # A copy, so that the rest does not keep its piece alive.
-            held, count = ([(x[whole:].copy(), y[whole:].copy())] if count > whole else []), count - whole
-        if count:
-            x, y = (np.concatenate(part) for part in zip(*held, strict=True))
-            yield x, y
 
     def _checked(self, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pieces in floating point, of the shape and type of the first, with nothing that is not finite."""
@@ -159,7 +140,7 @@ class StreamSource(AbstractSource):
                     f"{self.dtype}; give all in one type"
                 )
             for name, part in (("inputs", x), ("targets", y)):
-                _check_finite(name, part, number, row)
+                check_finite_piece(name, part, number, row)
             if len(x):
                 self.seen.kinds.add(detect_targets(y))
                 yield x, y
@@ -267,17 +248,3 @@ def _again(first: Pair, rest: Iterator[Pair]) -> Iterator[Pair]:
 def _floats(piece: Pair, number: int) -> tuple[np.ndarray, np.ndarray]:
     x = as_floats(f"chunk {number}, inputs:", piece[0], finite=False)
     return x, as_floats(f"chunk {number}, targets:", piece[1], finite=False, cure=NO_CLASSES)
-
-
-def _check_finite(name: str, part: np.ndarray, number: int, row: int) -> None:
-    # A sum is one pass without a temporary; only where it is not finite the place is looked for.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(part, dtype=np.float64)):
-            return
-    places = np.argwhere(~np.isfinite(part))
-    if len(places):
-        r, column = (int(i) for i in places[0])
-        raise InputError(
-            f"chunk {number} has {part[r, column]} in column {column} of the {name}, in its row {r}, "
-            f"row {row + r} of all; mend it or leave that example out"
-        )
