@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +34,25 @@ LAMS = 10.0 ** np.arange(-6.0, 5.75, 0.5)
 CHEAP_FLOPS = 5e10
 
 Validation = float | tuple[Any, Any] | Literal["leave-one-out"]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is fitted, to what, and in which precision its products are formed."""
+
+    features: AbstractFeatureMap
+    source: AbstractSource
+    intercept: bool
+    dtype: np.dtype
+    progress: bool = False
+
+    def moments(self) -> Moments:
+        """Sums over the source; with an intercept, about a point amid the data."""
+        if isinstance(self.source, MomentsSource):
+            return self.source.moments if self.intercept else self.source.moments.about(0.0, 0.0)
+        return accumulate_moments(
+            self.features, self.source, dtype=self.dtype, shifted=self.intercept, progress=self.progress
+        )
 
 
 @moving_arrays()
@@ -113,12 +134,12 @@ def fit_ridge(
     if intercept and source.num_rows == 1:
         raise InputError("one example fixes an intercept and no weights; give at least 2, or intercept=False")
     precision = _product_dtype(dtype, source, features.num_features, lam)
+    problem = _Problem(features, source, intercept, precision, progress)
     if lam == "auto":
-        choice = validation, _checked_lams(lams)
-        return _fit_auto(features, source, *choice, intercept, precision, key, progress)
+        return _fit_auto(problem, validation, _checked_lams(lams), key)
     lam = check_penalty("lam", lam)
-    moments, path = _factor(features, source, intercept, precision, progress)
-    return _model(features, lam, moments, path, None, source, intercept, precision)
+    moments, path = _factor(problem)
+    return _model(problem, lam, moments, path)
 
 
 def check_penalty(name: str, value: Any) -> float:
@@ -154,12 +175,10 @@ def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: A
     return np.dtype(np.float64) if cheap or exact else source.dtype
 
 
-def _factor(
-    features: AbstractFeatureMap, source: AbstractSource, intercept: bool, dtype: np.dtype, progress: bool
-) -> tuple[Moments, RidgePath | ScaledFactor]:
+def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
     """Moments, and the path by the smaller of the two Gram matrices, or by the features where it must be."""
-    p = features.num_features
-    n = p if source.num_rows is None else source.num_rows
+    p = problem.features.num_features
+    n = p if problem.source.num_rows is None else problem.source.num_rows
     side = min(n, p)
     # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
     require_memory(
@@ -167,22 +186,18 @@ def _factor(
         f"factorising a {side} x {side} Gram matrix of {p} features in float64",
         "use fewer features, fewer examples, or a machine with more memory",
     )
-    if isinstance(source, MomentsSource):
-        moments = source.moments if intercept else source.moments.about(0.0, 0.0)
-    else:
-        moments = accumulate_moments(features, source, dtype=dtype, shifted=intercept, progress=progress)
-    if intercept:
+    moments = problem.moments()
+    if problem.intercept:
         moments = moments.centred()
-    return moments, _path(features, moments, source, intercept, dtype)
+    return moments, _path(problem, moments)
 
 
-def _path(
-    features: AbstractFeatureMap, moments: Moments, source: AbstractSource, intercept: bool, dtype: np.dtype
-) -> RidgePath | ScaledFactor:
+def _path(problem: _Problem, moments: Moments) -> RidgePath | ScaledFactor:
+    features, source, intercept = problem.features, problem.source, problem.intercept
     path = None
     if not badly_scaled(moments.gram):
         if moments.count >= features.num_features:
-            path = in_float64(factor_primal, moments, dtype.name)
+            path = in_float64(factor_primal, moments, problem.dtype.name)
         else:
             path = in_float64(factor_dual, features, *source.arrays(), intercept)
     if path is None or badly_scaled(moments.gram, path.resolution):
@@ -190,70 +205,58 @@ def _path(
     return path
 
 
-def _fit_auto(
-    features: AbstractFeatureMap,
-    source: AbstractSource,
-    validation: Validation,
-    lams: np.ndarray,
-    intercept: bool,
-    dtype: np.dtype,
-    key: Array | None,
-    progress: bool,
-) -> RidgeModel:
-    train, held = source, source
+def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: Array | None) -> RidgeModel:
+    """The penalty that scores best: left out one by one, or by data held out, which are then trained on."""
+    train, held, intercept = problem, problem.source, problem.intercept
     if isinstance(validation, tuple):
-        held = source.like(*validation, name="validation ")
+        held = problem.source.like(*validation, name="validation ")
     elif validation != "leave-one-out":
         if isinstance(validation, str):
             raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
-        train, held = source.hold_out(validation, key)
-    method = "leave-one-out" if held is source else "validation"
-    moments, path = _factor(features, train, intercept, dtype, progress)
+        rest, held = problem.source.hold_out(validation, key)
+        train = dataclasses.replace(problem, source=rest)
+    method = "leave-one-out" if held is problem.source else "validation"
+    moments, path = _factor(train)
     scaled = isinstance(path, ScaledFactor)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
-    interpolates = method == "leave-one-out" and moments.count < features.num_features
+    interpolates = method == "leave-one-out" and moments.count < problem.features.num_features
     selection = score_penalties(
         method,
         path.path if isinstance(path, ScaledFactor) else path,
-        features,
+        problem.features,
         held,
         lams,
         centre=moments if intercept else None,
-        classes=source.target_kind is not TargetKind.REAL,
-        dtype=np.dtype(np.float64) if interpolates or scaled else dtype,
-        progress=progress,
+        classes=problem.source.target_kind is not TargetKind.REAL,
+        dtype=np.dtype(np.float64) if interpolates or scaled else problem.dtype,
+        progress=problem.progress,
     )
     lam = selection.lam
-    if train is source:
-        return _model(features, lam, moments, path, selection, source, intercept, dtype)
+    if train is problem:
+        return _model(problem, lam, moments, path, selection)
 
-    # After the choice, the part that was held out is trained on too.
-    more = accumulate_moments(features, held, dtype=dtype, shifted=intercept)
     # About zero both add as they are; moving sums about another point costs several passes over G.
+    more = dataclasses.replace(problem, source=held, progress=False).moments()
     everything = moments.merge(more).centred() if intercept else moments.plus(more)
     if not isinstance(path, ScaledFactor):
-        definite = moments.count >= features.num_features and path.eigenvalues[0] > path.resolution
+        definite = moments.count >= problem.features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
-            weights = in_float64(solve, everything, lam)
-            return _model(features, lam, everything, path, selection, source, intercept, dtype, weights)
+            return _model(problem, lam, everything, path, selection, in_float64(solve, everything, lam))
     # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
-    path = _path(features, everything, source, intercept, dtype)
-    return _model(features, lam, everything, path, selection, source, intercept, dtype)
+    return _model(problem, lam, everything, _path(problem, everything), selection)
 
 
 def _model(
-    features: AbstractFeatureMap,
+    problem: _Problem,
     lam: float,
     moments: Moments,
     factor: RidgePath | ScaledFactor,
-    selection: LamSelection | None,
-    source: AbstractSource,
-    intercept: bool,
-    dtype: np.dtype,
+    selection: LamSelection | None = None,
     weights: np.ndarray | None = None,
 ) -> RidgeModel:
     """The model, its weights measured; where they do not solve the problem, from the features themselves."""
-    kind = source.target_kind
+    features, source, intercept = problem.features, problem.source, problem.intercept
+    kind, dtype = source.target_kind, problem.dtype
     if isinstance(factor, ScaledFactor):
         path, dropped = factor.path, factor.dropped
     else:
@@ -289,7 +292,7 @@ def _model(
             _warn(model, solution, weak)
     elif not (solution.solved and _resolved(path, lam, dtype)):
         again = factor_scaled(features, source, moments, intercept=intercept)
-        return _model(features, lam, moments, again, selection, source, intercept, dtype)
+        return _model(problem, lam, moments, again, selection)
     return model
 
 
