@@ -17,7 +17,12 @@ def add_moments_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="fit|merge", required=True, dest="action")
     fit = actions.add_parser("fit", help="sum over the training part of a data set; killed, it goes on")
     data = fit.add_argument_group("data and features")
-    data.add_argument("--dataset", default="digits", help="digits, FILE.npz, or a tensorflow-datasets name")
+    data.add_argument(
+        "--dataset",
+        default="digits",
+        help="digits, FILE.npz, a tensorflow-datasets name, or the path of a folder of .npz pieces with "
+        "arrays x and y; read as it is needed",
+    )
     data.add_argument("--preprocess", default="standardize", help="standardize, zca or none")
     data.add_argument("--targets", choices=("one-hot", "centred"), default="one-hot")
     add_feature_options(data, default="linear")
@@ -50,20 +55,20 @@ def _fit(options: argparse.Namespace) -> Any:
     chosen = chosen_features(options)
     if chosen.is_kernel:
         raise InputError(f"{chosen.kind} has no moments; use a feature map, such as fourier")
-    from jaxdistill.pipeline import make_features, prepare, split_keys
+    from jaxdistill.pipeline import make_features_of_rows, prepare_rows, split_keys
     from jaxdistill.sets.saved_moments import collect_moments
 
     progress = sys.stderr.isatty() and not options.json
-    task = prepare(
-        options.dataset,
-        preprocess=options.preprocess,
-        centred=options.targets == "centred",
-        progress=progress,
-    )
-    key, _, _ = split_keys(options.seed)
-    phi = make_features(chosen, task.x, key, shape=task.preprocess.shape, y=task.y, progress=progress)
+    centred = options.targets == "centred"
+    task = prepare_rows(options.dataset, preprocess=options.preprocess, centred=centred)
+    phi = make_features_of_rows(chosen, task, split_keys(options.seed)[0], progress=progress)
     return collect_moments(
-        phi, task.x, task.y, path=options.output, preprocess=task.preprocess, progress=progress
+        phi,
+        task.rows,
+        path=options.output,
+        preprocess=task.preprocess,
+        class_names=task.class_names,
+        progress=progress,
     )
 
 

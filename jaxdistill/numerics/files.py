@@ -7,6 +7,7 @@ import glob
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,8 +54,10 @@ def write_file(file: File, content: bytes) -> Path | BinaryIO:
 _ABANDONED_SECONDS = 3600
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], None]) -> Path:
     """Write a file beside its target and rename it, so that no reader ever sees half of it.
+
+    The content is bytes, or what writes it to an open file where bytes of all would be too many.
 
     A process that is killed meanwhile leaves a hidden file, ``.NAME.`` and eight letters; whoever writes the
     same target an hour later, or more, deletes it.
@@ -68,7 +71,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
             umask = os.umask(0)
             os.umask(umask)
             Path(beside).chmod(0o666 & ~umask)

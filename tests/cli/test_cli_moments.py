@@ -8,7 +8,8 @@ from helpers import relative
 
 import jaxdistill as jd
 from jaxdistill.cli.main import main
-from jaxdistill.sets.saved_moments import SavedMoments
+from jaxdistill.pipeline import FeatureOptions, make_features, prepare, split_keys
+from jaxdistill.sets.saved_moments import SavedMoments, collect_moments
 
 LINEAR = ("--preprocess", "none", "--dataset")
 
@@ -45,6 +46,39 @@ def test_two_halves_merge_to_the_whole(capsys, halves, tmp_path):
         found = SavedMoments.load(tmp_path / name).moments.about(0.0, 0.0)
         assert found.count == 1438 and relative(found.gram, x.T @ x) < 1e-6
         assert relative(found.cross, x.T @ y) < 1e-6
+
+
+def test_data_are_streamed_to_what_they_give_in_memory(capsys, halves, tmp_path, monkeypatch):
+    file, found = str(halves / "a.npz"), tmp_path / "m.npz"
+    task = prepare(file, preprocess="zca")
+    phi = make_features(FeatureOptions("fourier"), task.x, split_keys(3)[0])
+    expected = collect_moments(
+        phi,
+        task.x,
+        task.y,
+        path=tmp_path / "expected.npz",
+        preprocess=task.preprocess,
+        class_names=task.class_names,
+    )
+    monkeypatch.setattr("jaxdistill.pipeline.load_dataset", None)
+    words = ("--preprocess", "zca", "--features", "fourier", "--seed", "3", "-o", str(found))
+    assert run(capsys, "fit", "--dataset", file, *words)[::2] == (0, "")
+    saved = SavedMoments.load(found)
+    assert saved.belongings() == expected.belongings() and saved.class_names == tuple("0123456789")
+    assert relative(saved.moments.gram, expected.moments.gram) < 1e-6
+
+
+def test_a_folder_of_pieces_is_read(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((50, 3)), rng.standard_normal((50, 2))
+    for i, part in enumerate((slice(0, 30), slice(30, None))):
+        np.savez(tmp_path / f"{i}.npz", x=x[part], y=y[part])
+    (tmp_path / "out").mkdir()
+    words = ("fit", "--preprocess", "none", "--dataset", str(tmp_path), "-o", str(tmp_path / "out" / "m"))
+    assert run(capsys, *words)[::2] == (0, "")
+    found = SavedMoments.load(tmp_path / "out" / "m")
+    assert relative(found.moments.about(0.0, 0.0).cross, x.T @ y) < 1e-5
+    assert (found.class_names, found.target_kind.value) == (None, "real-valued")
 
 
 def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(capsys, halves, tmp_path):

@@ -181,11 +181,16 @@ def others(tmp_path):
         "number of targets": (PHI, x, y[:, :2] + y[:, 2:] / 2, {}),
         "kind of targets": (PHI, x, y - 1 / 3, {}),
         "precision of products": (PHI, x, y, {"dtype": "float64"}),
+        "class names": (PHI, x, y, {"class_names": "abc"}),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ("feature map", "preprocessing", "number of targets", "kind of targets", "precision of products")
+    "name",
+    (
+        *("feature map", "preprocessing", "number of targets", "kind of targets", "precision of products"),
+        "class names",
+    ),
 )
 def test_moments_of_something_else_are_not_added_and_the_difference_is_named(tmp_path, name):
     first = collect_moments(PHI, *data(), path=tmp_path / "a.npz")
