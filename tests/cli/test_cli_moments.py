@@ -14,9 +14,9 @@ from jaxdistill.sets.saved_moments import SavedMoments, collect_moments
 LINEAR = ("--preprocess", "none", "--dataset")
 
 
-def run(capsys, *words):
+def run(capsys, *words, command="moments"):
     try:
-        status = main(["moments", *words])
+        status = main([command, *words])
     except SystemExit as error:
         status = error.code
     return status, *capsys.readouterr()
@@ -98,3 +98,61 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(capsys,
         status, out, error = run(capsys, *words)
         assert status == 2 and out == "" and error.count("\n") == 1 and told in error, error
     assert not (tmp_path / "c").exists()
+
+
+@pytest.fixture(scope="module")
+def saved(halves):
+    path = halves / "moments"
+    assert main(["moments", "fit", "--dataset", str(halves / "a.npz"), "-o", str(path), "--json"]) == 0
+    return path
+
+
+def test_a_set_of_moments_is_that_of_the_examples_and_says_what_nobody_measured(
+    capsys, halves, saved, tmp_path
+):
+    words = ("--lam", "30", "--json", "--out")
+    status, out, error = run(capsys, "--moments", str(saved), *words, str(tmp_path / "a"), command="distill")
+    assert (status, error) == (0, "")
+    found = json.loads(out)
+    data = ("--dataset", str(halves / "a.npz"))
+    expected = json.loads(run(capsys, *data, *words, str(tmp_path / "b"), command="distill")[1])
+    assert found["exact"] and expected["exact"] and found["not_measured"] != expected["not_measured"] == []
+    assert (found["n"], found["m"], found["lam_chosen_by"]) == (700, 10, "given")
+    assert found["num_test"] == 0 and found["accuracy_full"] is None and found["agreement"] is None
+    ours, theirs = (jd.DistilledSet.load(tmp_path / name / "distilled.npz") for name in "ab")
+    assert relative(ours.weights, theirs.weights) < 1e-4  # float32 products, and float64 ones
+    assert ours.class_names == theirs.class_names
+    np.testing.assert_array_equal(ours.preprocess.std, theirs.preprocess.std)
+    assert (tmp_path / "a" / "images.png").stat().st_size > 0
+    status, out, _ = run(
+        capsys, "--moments", str(saved), *words[:2], "--out", str(tmp_path / "a"), command="distill"
+    )
+    assert status == 0 and "700 training and no test examples" in out and "test accuracy  " not in out
+    assert "not measured test accuracy, agreement, prediction error: there are no test examples" in out
+
+
+def test_what_needs_examples_is_refused_with_moments(capsys, saved, tmp_path):
+    real = tmp_path / "real"
+    phi, rng = jd.features.Linear(3), np.random.default_rng(0)
+    collect_moments(phi, rng.standard_normal((9, 3)), rng.standard_normal((9, 2)), path=real)
+    for words, told in (
+        (("--lam", "auto"), "lam is chosen by examples, and moments hold none; give --lam NUMBER"),
+        (("--dataset", "mnist"), "--dataset is for examples, and --moments stands for them"),
+        (("--features", "network"), "--features is for examples"),
+        (("--num-features", "3"), "--num-features is for examples"),
+        (("--validation", "0.1"), "--validation is for examples"),
+        (("--realistic", "closest"), "--realistic begins with real examples"),
+        (("--start", "real"), "--start real begins with real examples"),
+        (("--epsilon", "1", "--delta", "1e-5"), "--epsilon clips examples one by one"),
+        (("--moments", str(tmp_path / "no")), "does not exist"),
+        (("--moments", str(real)), "real-valued targets: give --size N"),
+        (("--support", "balanced"), "--support is for kernels"),
+    ):
+        lam = () if "--lam" in words else ("--lam", "1")
+        out = ("--out", str(tmp_path / "out"))
+        status, text, error = run(capsys, "--moments", str(saved), *lam, *out, *words, command="distill")
+        assert status == 2 and text == "" and error.count("\n") == 1 and told in error, error
+    assert not (tmp_path / "out").exists()
+    words = ("--moments", str(real), "--lam", "0.1", "--size", "3", "--out", str(tmp_path / "out"), "--json")
+    status, out, _ = run(capsys, *words, command="distill")
+    assert status == 0 and json.loads(out)["intercept"] and json.loads(out)["exact"]
