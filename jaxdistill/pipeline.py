@@ -158,12 +158,14 @@ class StreamedTask:
     class_names: tuple[str, ...] | None
 
 
-def prepare_rows(dataset: str, *, preprocess: str = "standardize", centred: bool = False) -> StreamedTask:
+def prepare_rows(
+    dataset: str, *, preprocess: str | AbstractPreprocess = "standardize", centred: bool = False
+) -> StreamedTask:
     """What :func:`prepare` does, of the training part alone and in passes over it: one fits the transform.
 
     Args:
         dataset: As for :func:`~jaxdistill.data.opened.open_training`.
-        preprocess: "standardize", "zca" or "none".
+        preprocess: "standardize", "zca" or "none"; or a transform that was fitted before.
         centred: Whether one-hot targets are centred.
 
     Raises:
@@ -172,7 +174,7 @@ def prepare_rows(dataset: str, *, preprocess: str = "standardize", centred: bool
     """
     data = open_training(dataset)
     to_targets = _target_rows(data, centred)
-    transform = fit_preprocess(preprocess, data.rows)
+    transform = fit_preprocess(preprocess, data.rows) if isinstance(preprocess, str) else preprocess
     rows = rows_to_inputs(transform, data.rows, name="x_train").map(targets=to_targets)
     return StreamedTask(data.name, rows, transform, data.class_names)
 

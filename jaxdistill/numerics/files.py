@@ -35,6 +35,22 @@ def path_of(file: Any) -> Path | BinaryIO:
     raise InputError(f"a file is a path or an open binary file, not {type(file).__name__}")
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raise before any work where a file could not be written after it.
+
+    Raises:
+        OutputError: there is no folder that can be written.
+
+    Example:
+        >>> check_folder("not/there.npz")
+        Traceback (most recent call last):
+        jaxdistill.errors.OutputError: cannot write not/there.npz: not is not a folder that can be written
+    """
+    folder = Path(path).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: {folder} is not a folder that can be written")
+
+
 def write_file(file: File, content: bytes) -> Path | BinaryIO:
     """Write to an open file, or atomically to a path.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -75,20 +76,26 @@ class StreamSource(AbstractSource):
             InputError: no rows, or shapes and types that do not fit.
         """
         rows = rows if isinstance(rows, AbstractRows) else ChunkRows(rows)
-        pieces = iter(rows.pieces())
-        first = next(pieces, None)
-        if first is None:
-            raise InputError("the stream holds no chunk; an iterator may be used up already")
-        x, y = _floats(first, 0)
+        pieces, read = iter(rows.pieces()), list[Pair]()
+        for piece in pieces:
+            read.append(piece)
+            if len(piece[0]):
+                break
+        else:
+            raise InputError("the stream holds no chunk with rows; an iterator may be used up already")
+        number = len(read) - 1
+        x, y = _floats(read[-1], number)
         if x.ndim != 2 or (num_inputs is not None and x.shape[1] != num_inputs):
             expected = "d" if num_inputs is None else num_inputs
-            raise InputError(f"chunk 0 has inputs of shape {x.shape}, expected (rows, {expected})")
+            raise InputError(f"chunk {number} has inputs of shape {x.shape}, expected (rows, {expected})")
         if y.ndim != 2:
-            raise InputError(f"chunk 0 has targets of shape {y.shape}, expected (rows, k); {NO_CLASSES}")
+            raise InputError(
+                f"chunk {number} has targets of shape {y.shape}, expected (rows, k); {NO_CLASSES}"
+            )
         # Unlike arrays that are there anyway, chunks that wait take memory: inputs count too.
         n = _MANY if rows.num_rows is None else max(rows.num_rows, 1)
         size = chunk_rows(max(num_features, x.shape[1]), n)
-        pending = _again(first, pieces) if rows.once else None
+        pending = itertools.chain(read, pieces) if rows.once else None
         found = data_dtype_of(x)
         return cls(rows, x.shape[1], y.shape[1], x.dtype, found, size, _Seen(rows.num_rows, pending=pending))
 
@@ -125,25 +132,29 @@ class StreamSource(AbstractSource):
 
     def _checked(self, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pieces in floating point, of the shape and type of the first, with nothing that is not finite."""
-        row = start
+        row, target_dtype = start, None
         for number, piece in enumerate(self._pieces(start)):
             x, y = _floats(piece, number)
-            for name, part, width in (("inputs", x, self.num_inputs), ("targets", y, self.num_targets)):
+            if not len(x):
+                continue
+            target_dtype = target_dtype or y.dtype
+            for name, part, width, dtype in (
+                ("inputs", x, self.num_inputs, self.dtype),
+                ("targets", y, self.num_targets, target_dtype),
+            ):
                 if part.ndim != 2 or part.shape[1] != width or len(part) != len(x):
                     raise InputError(
                         f"chunk {number}, from row {row} on, has {name} of shape {part.shape}, expected "
                         f"({len(x)}, {width}) as in the first chunk"
                     )
-            if x.dtype != self.dtype:
-                raise InputError(
-                    f"chunk {number}, from row {row} on, has inputs of type {x.dtype} and the first chunk "
-                    f"{self.dtype}; give all in one type"
-                )
-            for name, part in (("inputs", x), ("targets", y)):
+                if part.dtype != dtype:
+                    raise InputError(
+                        f"chunk {number}, from row {row} on, has {name} of type {part.dtype} and the first "
+                        f"chunk {dtype}; give all in one type"
+                    )
                 check_finite_piece(name, part, number, row)
-            if len(x):
-                self.seen.kinds.add(detect_targets(y))
-                yield x, y
+            self.seen.kinds.add(detect_targets(y))
+            yield x, y
             row += len(x)
         if self.seen.rows not in (None, row):
             raise InputError(
@@ -238,11 +249,6 @@ def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:
 
 class _Done(Exception):
     """No item is left."""
-
-
-def _again(first: Pair, rest: Iterator[Pair]) -> Iterator[Pair]:
-    yield first
-    yield from rest
 
 
 def _floats(piece: Pair, number: int) -> tuple[np.ndarray, np.ndarray]:

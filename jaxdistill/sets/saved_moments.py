@@ -17,7 +17,7 @@ from jaxdistill.data.transforms import rebuild_preprocess
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.features.stored import parts_of, rebuild
-from jaxdistill.numerics.files import write_atomically
+from jaxdistill.numerics.files import check_folder, write_atomically
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
 from jaxdistill.ridge.source import AbstractSource
@@ -182,7 +182,8 @@ class SavedMoments:
         """
         path = Path(path)
         if not path.is_file():
-            raise ArtifactError(f"{path} does not exist; make one with collect_moments")
+            problem = "is no file" if path.exists() else "does not exist"
+            raise ArtifactError(f"{path} {problem}; make one with: jaxdistill moments fit")
         with path.open("rb") as file:
             arrays = read_archive(file, path)
         with understood(path):
@@ -271,6 +272,7 @@ def collect_moments(
         ...     jd.fit_ridge(saved.features, saved.source(), lam=1.0).weights.shape
         (3, 3)
     """
+    check_folder(path)
     source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
     p, k = features.num_features, source.num_targets
     start = SavedMoments(

@@ -8,6 +8,7 @@ from helpers import relative
 
 import jaxdistill as jd
 from jaxdistill.cli.main import main
+from jaxdistill.cli.report import text_of
 from jaxdistill.pipeline import FeatureOptions, make_features, prepare, split_keys
 from jaxdistill.sets.saved_moments import SavedMoments, collect_moments
 
@@ -31,6 +32,13 @@ def halves(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def saved(halves):
+    path = halves / "moments"
+    assert main(["moments", "fit", "--dataset", str(halves / "a.npz"), "-o", str(path), "--json"]) == 0
+    return path
+
+
 def test_two_halves_merge_to_the_whole(capsys, halves, tmp_path):
     for name in ("a", "b", "all"):
         status, out, error = run(
@@ -46,6 +54,18 @@ def test_two_halves_merge_to_the_whole(capsys, halves, tmp_path):
         found = SavedMoments.load(tmp_path / name).moments.about(0.0, 0.0)
         assert found.count == 1438 and relative(found.gram, x.T @ x) < 1e-6
         assert relative(found.cross, x.T @ y) < 1e-6
+
+
+def test_a_part_is_prepared_as_another_and_merges_with_it(capsys, halves, saved, tmp_path):
+    b, c = str(tmp_path / "b"), str(tmp_path / "c")
+    words = ("fit", "--like", str(saved), "--dataset", str(halves / "b.npz"), "-o", b)
+    assert run(capsys, *words)[::2] == (0, "")
+    assert run(capsys, "merge", str(saved), b, "-o", c)[::2] == (0, "")
+    merged, first = SavedMoments.load(c), SavedMoments.load(saved)
+    rows = first.preprocess.forward(jd.load_dataset("digits").x_train.astype(np.float64))
+    assert merged.num_rows == 1438 and relative(merged.moments.about(0.0, 0.0).gram, rows.T @ rows) < 1e-5
+    status, out, error = run(capsys, *words, "--preprocess", "zca")
+    assert (status, out) == (2, "") and "--preprocess is decided by the file of --like" in error
 
 
 def test_data_are_streamed_to_what_they_give_in_memory(capsys, halves, tmp_path, monkeypatch):
@@ -100,35 +120,26 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(capsys,
     assert not (tmp_path / "c").exists()
 
 
-@pytest.fixture(scope="module")
-def saved(halves):
-    path = halves / "moments"
-    assert main(["moments", "fit", "--dataset", str(halves / "a.npz"), "-o", str(path), "--json"]) == 0
-    return path
-
-
 def test_a_set_of_moments_is_that_of_the_examples_and_says_what_nobody_measured(
     capsys, halves, saved, tmp_path
 ):
-    words = ("--lam", "30", "--json", "--out")
-    status, out, error = run(capsys, "--moments", str(saved), *words, str(tmp_path / "a"), command="distill")
+    words = ("--moments", str(saved), "--lam", "30", "--json", "--out", str(tmp_path / "out"))
+    status, out, error = run(capsys, *words, command="distill")
     assert (status, error) == (0, "")
-    found = json.loads(out)
-    data = ("--dataset", str(halves / "a.npz"))
-    expected = json.loads(run(capsys, *data, *words, str(tmp_path / "b"), command="distill")[1])
-    assert found["exact"] and expected["exact"] and found["not_measured"] != expected["not_measured"] == []
-    assert (found["n"], found["m"], found["lam_chosen_by"]) == (700, 10, "given")
+    found, task = json.loads(out), prepare(str(halves / "a.npz"))
+    assert (found["exact"], found["n"], found["m"], found["lam_chosen_by"]) == (True, 700, 10, "given")
     assert found["num_test"] == 0 and found["accuracy_full"] is None and found["agreement"] is None
-    ours, theirs = (jd.DistilledSet.load(tmp_path / name / "distilled.npz") for name in "ab")
-    assert relative(ours.weights, theirs.weights) < 1e-4  # float32 products, and float64 ones
-    assert ours.class_names == theirs.class_names
-    np.testing.assert_array_equal(ours.preprocess.std, theirs.preprocess.std)
-    assert (tmp_path / "a" / "images.png").stat().st_size > 0
-    status, out, _ = run(
-        capsys, "--moments", str(saved), *words[:2], "--out", str(tmp_path / "a"), command="distill"
-    )
-    assert status == 0 and "700 training and no test examples" in out and "test accuracy  " not in out
-    assert "not measured test accuracy, agreement, prediction error: there are no test examples" in out
+    assert found["not_measured"] == ["test accuracy", "agreement", "prediction error"]
+    small = jd.DistilledSet.load(tmp_path / "out" / "distilled.npz")
+    x, y = task.x.astype(np.float64), task.y
+    expected = np.linalg.solve(x.T @ x + 30 * np.eye(64), x.T @ y)
+    assert relative(small.weights, expected) < 1e-4  # of products in float32
+    assert small.class_names == task.class_names
+    np.testing.assert_array_equal(small.preprocess.std, task.preprocess.std)
+    assert (tmp_path / "out" / "images.png").stat().st_size > 0
+    text = text_of(found)
+    assert "700 training and no test examples" in text and "\ntest accuracy" not in text
+    assert "not measured test accuracy, agreement, prediction error: there are no test examples" in text
 
 
 def test_what_needs_examples_is_refused_with_moments(capsys, saved, tmp_path):
