@@ -167,6 +167,12 @@ def _checked_lams(lams: Any) -> np.ndarray:
 
 
 def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: Any) -> np.dtype:
+    if isinstance(source, MomentsSource):  # whose products are formed
+        if dtype not in (None, source.dtype):
+            raise InputError(
+                f"dtype is {np.dtype(dtype)}, and these moments are of {source.dtype}; leave it out"
+            )
+        return source.dtype
     if dtype is not None:
         return np.dtype(dtype)
     n = source.num_rows
