@@ -1,7 +1,8 @@
-"""The symmetric product ``A^T A``: two thirds of the time of the full one, from its upper triangle in blocks."""
+"""The symmetric product ``A^T A`` from its upper triangle in blocks: two thirds of the full one's time."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def cut_strips(matrix: Any, blocks: int | None = None) -> tuple[Any, ...]:
         blocks: Number of strips; default :func:`num_blocks`.
     """
     edges = _edges(len(matrix), blocks)
-    return tuple(matrix[a:b, a:] for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(matrix[a:b, a:] for a, b in pairwise(edges))
 
 
 def gram_strips(rows: Float[Array, "n p"], blocks: int | None = None) -> tuple[Array, ...]:
@@ -39,7 +40,7 @@ def gram_strips(rows: Float[Array, "n p"], blocks: int | None = None) -> tuple[A
         ([(2, 4), (2, 2)], (4, 4))
     """
     edges = _edges(rows.shape[1], blocks)
-    return tuple(matmul(rows[:, a:b].T, rows[:, a:]) for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(matmul(rows[:, a:b].T, rows[:, a:]) for a, b in pairwise(edges))
 
 
 def join_strips(strips: tuple[Array, ...]) -> Float[Array, "p p"]:

@@ -46,8 +46,8 @@ def make_mesh(data: int | None = None, features: int = 1) -> Mesh:
             else ""
         )
         raise InputError(
-            f"a mesh of {data} x {features} takes {wanted} devices, and there are {len(devices)} ({platform}); "
-            f"ask for fewer{more}"
+            f"a mesh of {data} x {features} takes {wanted} devices, and there are {len(devices)} ({platform}"
+            f"); ask for fewer{more}"
         )
     return Mesh(np.asarray(devices[:wanted]).reshape(data, features), (DATA, FEATURES))
 
@@ -81,7 +81,9 @@ def checked_mesh(mesh: Any) -> Mesh:
     here = jax.process_index()
     owners = np.vectorize(lambda device: device.process_index, otypes=[int])(whole.devices)
     if not (owners == here).any():
-        raise InputError(f"the mesh holds no device of process {here}; give one to every process that takes part")
+        raise InputError(
+            f"the mesh holds no device of process {here}; give one to every process that takes part"
+        )
     if (owners != owners[:, :1]).any():
         raise InputError(
             f"the mesh splits features over several processes; put the devices of each row of the "

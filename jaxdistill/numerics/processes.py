@@ -36,17 +36,17 @@ def gathered(array: Any) -> np.ndarray:
         >>> gathered(np.array([0.1, 0.2])).tolist()  # of one process
         [[0.1, 0.2]]
     """
-    own = np.ascontiguousarray(array)
+    own = np.asarray(array)
     mesh = shared_mesh()
     if mesh is None:
         return own[None]
     hosts = one_per_process(mesh)
-    bits = own.reshape(-1).view(np.uint8)
+    bits = np.ascontiguousarray(own).reshape(-1).view(np.uint8)
     split = NamedSharding(hosts, PartitionSpec("process"))
     try:
         shares = jax.make_array_from_process_local_data(split, bits[None])
         everywhere = np.asarray(_copied(shares, NamedSharding(hosts, PartitionSpec())))
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # which of them is the transport's choice
         reason = str(error).splitlines()[0][:200]
         raise ProcessError(
             f"another process of the job does not answer any more ({reason}); see what ended it, and start "

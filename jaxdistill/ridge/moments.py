@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self, final
 
@@ -91,7 +91,7 @@ class Moments:
         dtype: Any = None,
         *,
         about: tuple[Float[Array, " p"], Float[Array, " k"]] | None = None,
-    ) -> Self:
+    ) -> Moments:
         """Moments of one block: products in the precision of the features, sums in ``dtype``; pure.
 
         Args:
@@ -101,7 +101,7 @@ class Moments:
             dtype: Type of the sums; default that of the features.
             about: The point (s, t), rounded to the precision of the features and of the sums; default zero.
         """
-        sums = _block_sums(features, targets, weight, dtype, about)
+        sums: Any = _block_sums(features, targets, weight, dtype, about)
         return replace(sums, gram=join_strips(sums.gram))
 
     def update(self, features: Float[Array, "n p"], targets: Float[Array, "n k"]) -> Moments:
@@ -247,12 +247,12 @@ class _Split(NamedTuple):
         specs = PartitionSpec(DATA, FEATURES), PartitionSpec(FEATURES), PartitionSpec()
         return cls(*(NamedSharding(mesh, spec) for spec in specs)) if parts > 1 else None
 
-    def of(self, sums: Any) -> Any:
+    def of(self, sums: Moments | _ShortSums) -> Any:
         """The place of each array of sums."""
-        names = sums._fields if isinstance(sums, tuple) else [f.name for f in fields(sums)]
-        by_line = {"gram", "cross", "feature_sum"}
-        places = [self.lines if name in by_line else self.copies for name in names]
-        return type(sums)(*places)
+        if isinstance(sums, _ShortSums):
+            return _ShortSums(self.lines, self.lines, self.lines)
+        lines = dict.fromkeys(("gram", "cross", "feature_sum"), self.lines)
+        return replace(jax.tree.map(lambda _: self.copies, replace(sums, gram=0.0)), **lines)
 
 
 @partial(jax.jit, static_argnums=5, donate_argnums=0)

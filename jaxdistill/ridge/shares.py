@@ -54,7 +54,7 @@ class SharedSource(AbstractSource):
             found = every[:, column].tolist()
             if len(set(found)) > 1:
                 raise ProcessError(
-                    f"the processes read examples with {found} {name}; give all of them parts of the same data"
+                    f"the processes read examples with {found} {name}; give all of them parts of one set"
                 )
         counts = every[:, 0]
         total = None if np.any(counts < 0) else int(counts.sum())
@@ -108,6 +108,6 @@ class SharedSource(AbstractSource):
             InputError: always.
         """
         raise InputError(
-            f"validation is {fraction!r}, and rows of several processes are not held out at random; give each "
-            "its part of the examples held out as (x, y), or leave validation at 'leave-one-out'"
+            f"validation is {fraction!r}, and rows of several processes are not held out at random; give "
+            "each its part of the examples held out as (x, y), or leave validation at 'leave-one-out'"
         )
