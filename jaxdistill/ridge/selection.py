@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pace import one_late
 from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
@@ -146,12 +148,18 @@ def score_penalties(
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
         features = jax.device_put(features, side.home)
         bar = method if progress else None
-        for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
-            block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]
-            more_squared, more_wrong = _score_chunk(left_out, features, *fixed, *block)
+
+        def scores() -> Iterator[tuple[tuple[Array, Array], int]]:
+            for arrays, mask in padded(
+                source.chunks(), source.chunk_size, total=source.num_rows, progress=bar
+            ):
+                block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]
+                yield _score_chunk(left_out, features, *fixed, *block), int(mask.sum())
+
+        for (more_squared, more_wrong), more_rows in one_late(scores()):
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
-            rows += int(mask.sum())
+            rows += more_rows
     # Infinite for a leverage of one: such an example says nothing of the rest.
     squared = np.where(np.isfinite(squared), squared / rows, np.inf)
     rates = np.where(np.isfinite(squared), wrong / rows, np.inf)
