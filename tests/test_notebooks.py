@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-LONG = {"encoder_probe", "ntk"}
 RUN = """
 import sys, nbformat, nbclient
 notebook = nbformat.read(sys.argv[1], 4)
@@ -69,13 +68,8 @@ def test_a_notebook_is_short_installs_itself_and_shows_pictures(path):
     assert printed and "/site-packages/" not in printed and "Warning" not in printed
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.long] if path.stem in LONG else [], id=path.stem)
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_from_a_fresh_kernel(path, tmp_path):
     run_notebook(path, tmp_path)
 

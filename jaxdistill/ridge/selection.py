@@ -16,6 +16,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.pace import one_late
 from jaxdistill.numerics.placement import device_scope, float64_scope
+from jaxdistill.numerics.processes import summed
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.source import AbstractSource, padded
@@ -146,20 +147,19 @@ def score_penalties(
     with device_scope(dtype, wide_sums=True) as side:
         fixed: list[Any] = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
-        features = jax.device_put(features, side.home)
-        bar = method if progress else None
+        features, fixed = side.everywhere((features, fixed))
+        size, bar = side.whole_rows(source.chunk_size), method if progress else None
 
         def scores() -> Iterator[tuple[tuple[Array, Array], int]]:
-            for arrays, mask in padded(
-                source.chunks(), source.chunk_size, total=source.num_rows, progress=bar
-            ):
-                block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]
+            for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
+                block = side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)])
                 yield _score_chunk(left_out, features, *fixed, *block), int(mask.sum())
 
         for (more_squared, more_wrong), more_rows in one_late(scores()):
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
             rows += more_rows
+    squared, wrong, rows = summed(squared), summed(wrong), int(summed(np.asarray(rows)))
     # Infinite for a leverage of one: such an example says nothing of the rest.
     squared = np.where(np.isfinite(squared), squared / rows, np.inf)
     rates = np.where(np.isfinite(squared), wrong / rows, np.inf)
