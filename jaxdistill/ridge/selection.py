@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pace import one_late
 from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.processes import summed
 from jaxdistill.numerics.pytrees import register_pytree
@@ -147,12 +149,16 @@ def score_penalties(
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
         features, fixed = side.everywhere((features, fixed))
         size, bar = side.whole_rows(source.chunk_size), method if progress else None
-        for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
-            block = side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)])
-            more_squared, more_wrong = _score_chunk(left_out, features, *fixed, *block)
+
+        def scores() -> Iterator[tuple[tuple[Array, Array], int]]:
+            for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
+                block = side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)])
+                yield _score_chunk(left_out, features, *fixed, *block), int(mask.sum())
+
+        for (more_squared, more_wrong), more_rows in one_late(scores()):
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
-            rows += int(mask.sum())
+            rows += more_rows
     squared, wrong, rows = summed(squared), summed(wrong), int(summed(np.asarray(rows)))
     # Infinite for a leverage of one: such an example says nothing of the rest.
     squared = np.where(np.isfinite(squared), squared / rows, np.inf)
