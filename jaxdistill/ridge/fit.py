@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxdistill.errors import ConditioningWarning, InputError, PenaltyError
@@ -15,7 +16,8 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
-from jaxdistill.numerics.placement import moving_arrays
+from jaxdistill.numerics.placement import moving_arrays, over
+from jaxdistill.numerics.processes import shared_mesh
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
@@ -23,6 +25,7 @@ from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_we
 from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_generalised, score_penalties
+from jaxdistill.ridge.shares import SharedSource
 from jaxdistill.ridge.source import CHUNK_BYTES, AbstractSource
 from jaxdistill.ridge.stream import source_of
 from jaxdistill.ridge.targets import TargetKind
@@ -67,6 +70,7 @@ def fit_ridge(
     intercept: bool = False,
     dtype: Any = None,
     key: Array | None = None,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> RidgeModel:
     """Train ``f(x) = phi(x) B``, or ``phi(x) B + b``, by kernel ridge regression.
@@ -100,6 +104,10 @@ def fit_ridge(
         dtype: Precision of features and of the product Phi^T Phi; sums and factorisations are always
             float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x.
         key: Random key, needed only for a fraction that is held out.
+        mesh: Devices that share the work, as of :func:`~jaxdistill.make_mesh`: rows are split over its axis
+            "data", columns of features over its axis "features". Default: all devices of this process share
+            the rows. Of a mesh that spans several processes (``jax.distributed``) each gives its own
+            share of the examples, and all get the same model, bit for bit.
         progress: Whether to show bars.
 
     Returns:
@@ -109,6 +117,7 @@ def fit_ridge(
         InputError: shapes that do not fit, values that are not finite, a validation that makes no sense.
         PenaltyError: a penalty that is negative or not finite.
         MemoryBudgetError: the factorisation would not fit.
+        ProcessError: another process of the job is gone, or has other data.
 
     Warns:
         ConditioningWarning: float64 cannot tell some features apart; names them, and the rank.
@@ -131,16 +140,21 @@ def fit_ridge(
     """
     if key is not None:
         checked_key(key)
-    source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
-    if intercept and source.num_rows == 1:
-        raise InputError("one example fixes an intercept and no weights; give at least 2, or intercept=False")
-    precision = _product_dtype(dtype, source, features.num_features, lam)
-    problem = _Problem(features, source, intercept, precision, progress)
-    if lam == "auto":
-        return _fit_auto(problem, validation, _checked_lams(lams), key)
-    lam = check_penalty("lam", lam)
-    moments, path = _factor(problem)
-    return _model(problem, lam, moments, path)
+    with over(mesh):
+        source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+        if shared_mesh() is not None:
+            source = SharedSource.of(source)
+        if intercept and source.num_rows == 1:
+            raise InputError(
+                "one example fixes an intercept and no weights; give at least 2, or intercept=False"
+            )
+        precision = _product_dtype(dtype, source, features.num_features, lam)
+        problem = _Problem(features, source, intercept, precision, progress)
+        if lam == "auto":
+            return _fit_auto(problem, validation, _checked_lams(lams), key)
+        lam = check_penalty("lam", lam)
+        moments, path = _factor(problem)
+        return _model(problem, lam, moments, path)
 
 
 def check_penalty(name: str, value: Any) -> float:
