@@ -26,7 +26,7 @@ from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_generalised, score_penalties
 from jaxdistill.ridge.shares import SharedSource
-from jaxdistill.ridge.source import CHUNK_BYTES, AbstractSource
+from jaxdistill.ridge.source import AbstractSource, chunk_bytes
 from jaxdistill.ridge.stream import source_of
 from jaxdistill.ridge.targets import TargetKind
 
@@ -216,7 +216,7 @@ def factor_bytes(num_rows: int, num_features: int) -> int:
     """Bytes that sums and factorisation take beside the data, at their peak."""
     n, p = num_rows, num_features
     # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
-    return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * CHUNK_BYTES + (8 * 2 * n * p if n < p else 0)
+    return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * chunk_bytes() + (8 * 2 * n * p if n < p else 0)
 
 
 def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
