@@ -22,6 +22,7 @@ from jaxdistill.errors import JaxDistillError
 from jaxdistill.evaluate.certify import Certificate, certify
 from jaxdistill.evaluate.certify_kernel import KernelCertificate
 from jaxdistill.evaluate.transfer import TransferScores, transfer
+from jaxdistill.numerics.mesh import make_mesh
 from jaxdistill.ridge.fit import fit_ridge
 from jaxdistill.ridge.kernel_fit import KernelModel, fit_kernel_ridge
 from jaxdistill.ridge.model import RidgeModel
@@ -63,6 +64,7 @@ __all__ = [
     "kip",
     "load_dataset",
     "load_set",
+    "make_mesh",
     "one_hot",
     "plan_distillation",
     "transfer",

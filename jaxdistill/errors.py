@@ -45,6 +45,10 @@ class MemoryBudgetError(JaxDistillError):
     """The task needs more memory than there is; the message names the bytes."""
 
 
+class ProcessError(JaxDistillError):
+    """Another process of the same job is gone, or was given something else."""
+
+
 class CheckpointError(JaxDistillError):
     """A checkpoint is damaged, or belongs to another run."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from time import perf_counter
 from typing import Any
 
@@ -12,9 +12,11 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.data.datasets import load_dataset, one_hot
-from jaxdistill.data.preprocess import AbstractPreprocess
-from jaxdistill.data.transforms import fit_preprocess, to_inputs
+from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
+from jaxdistill.data.opened import OpenedDataset, open_training
+from jaxdistill.data.preprocess import AbstractPreprocess, moments_by_channel
+from jaxdistill.data.rows import AbstractRows
+from jaxdistill.data.transforms import fit_preprocess, rows_to_inputs, to_inputs
 from jaxdistill.errors import InputError
 from jaxdistill.features import (
     KINDS,
@@ -116,22 +118,65 @@ def prepare(
         InputError: an unknown preprocessing, or a column that float32 cannot hold even after it.
     """
     data = load_dataset(dataset, progress=progress)
+    to_targets = _target_rows(data, centred)
     transform = fit_preprocess(preprocess, data.x_train)
-    if data.is_classification:
-        y = one_hot(data.y_train, data.num_classes, centred=centred)
-    elif centred:
-        raise InputError(f"{data.name} has real-valued targets; centring is for classes")
-    else:
-        y = data.y_train
     return Task(
         name=data.name,
         x=to_inputs(transform, data.x_train, name="x_train", training=True),
-        y=y,
+        y=to_targets(data.y_train),
         x_test=to_inputs(transform, data.x_test, name="x_test", training=False),
         y_test=data.y_test,
         preprocess=transform,
         class_names=data.class_names,
     )
+
+
+def _target_rows(data: Dataset | OpenedDataset, centred: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes rows of targets: of classes one-hot ones, of real values what they are."""
+    if data.class_names is not None:
+        classes = len(data.class_names)
+        return lambda y: one_hot(y, classes, centred=centred)
+    if centred:
+        raise InputError(f"{data.name} has real-valued targets; centring is for classes")
+    return lambda y: y
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedTask:
+    """The training part of a data set as a model sees it, never all of it in memory.
+
+    Args:
+        name: Name of the data set.
+        rows: Inputs (b, d), float32, and targets (b, k), float64.
+        preprocess: Transform from images to inputs.
+        class_names: Names of the classes, or None for regression.
+    """
+
+    name: str
+    rows: AbstractRows
+    preprocess: AbstractPreprocess
+    class_names: tuple[str, ...] | None
+
+
+def prepare_rows(
+    dataset: str, *, preprocess: str | AbstractPreprocess = "standardize", centred: bool = False
+) -> StreamedTask:
+    """What :func:`prepare` does, of the training part alone and in passes over it: one fits the transform.
+
+    Args:
+        dataset: As for :func:`~jaxdistill.data.opened.open_training`.
+        preprocess: "standardize", "zca" or "none"; or a transform that was fitted before.
+        centred: Whether one-hot targets are centred.
+
+    Raises:
+        DatasetError: the data cannot be used.
+        InputError: as for :func:`prepare`.
+    """
+    data = open_training(dataset)
+    to_targets = _target_rows(data, centred)
+    transform = fit_preprocess(preprocess, data.rows) if isinstance(preprocess, str) else preprocess
+    rows = rows_to_inputs(transform, data.rows, name="x_train").map(targets=to_targets)
+    return StreamedTask(data.name, rows, transform, data.class_names)
 
 
 @dataclass(frozen=True)
@@ -265,6 +310,30 @@ def make_features(
     )
 
 
+def make_features_of_rows(
+    options: FeatureOptions, task: StreamedTask, key: Array, *, progress: bool = False
+) -> AbstractFeatureMap:
+    """What :func:`make_features` makes of the same data in memory.
+
+    A lengthscale that is measured takes one more pass. An encoder is trained on all of the data at once.
+
+    Args:
+        options: The settings.
+        task: The data.
+        key: Random key.
+        progress: Whether training shows a bar.
+
+    Raises:
+        InputError: as for :func:`make_features`.
+    """
+    x, y = np.zeros((1, task.preprocess.num_inputs), np.float32), None
+    if options.kind == Encoder.kind:
+        x, y = (np.concatenate(part) for part in zip(*task.rows.pieces(), strict=True))
+    elif "lengthscale" in SETTINGS[options.kind] and options.lengthscale is None:
+        options = replace(options, lengthscale=rms_distance(task.rows))
+    return make_features(options, x, key, shape=task.preprocess.shape, y=y, progress=progress)
+
+
 def _make_image_features(
     options: FeatureOptions,
     activation: str,
@@ -318,14 +387,15 @@ def _make_image_features(
     )
 
 
-def rms_distance(x: np.ndarray) -> float:
-    """Root mean square distance between two examples, ``sqrt(2 sum_j var_j)``.
+def rms_distance(x: np.ndarray | AbstractRows) -> float:
+    """Root mean square distance between two examples, rows of an array or a stream, ``sqrt(2 sum_j var_j)``.
 
     Example:
         >>> round(rms_distance(np.array([[0.0], [2.0]])), 3)
         1.414
     """
-    return float(np.sqrt(2 * np.sum(np.var(x, axis=0, dtype=np.float64))))
+    found = moments_by_channel(x)
+    return float(np.sqrt(2 * np.sum(found.squares) / found.number))
 
 
 def parse_validation(text: str, n: int) -> Validation:

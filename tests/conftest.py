@@ -1,5 +1,7 @@
 """What every test runs under: checked shapes, strict promotion, one hypothesis profile, a flag at rest."""
 
+import functools
+import gc
 import os
 import subprocess
 import sys
@@ -24,6 +26,9 @@ jaxtyping.install_import_hook("jaxdistill", "shape_checks.check")
 
 import jaxdistill as jd  # noqa: E402
 
+# Millions of live objects of JAX's caches need not be walked over and over again.
+gc.set_threshold(100_000, 50, 1000)
+
 # Compilation is most of the time; under JAX_DISABLE_MOST_OPTIMIZATIONS=0 it is done as users do it.
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 if QUICK:
@@ -34,9 +39,12 @@ QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_sp
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile quickly and once, here and in every process that comes from here."""
+    share_the_context_of_programs()
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # its environment has everything
     share_compiled_programs(config)
+    # Threads of NumPy's BLAS wait in a loop for more work, and take the processors of the other workers.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if QUICK:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
     if QUICK and knows(QUICK_FLAGS):
@@ -57,6 +65,14 @@ def share_compiled_programs(config: pytest.Config) -> None:
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def share_the_context_of_programs() -> None:
+    """One MLIR context a process, not one a program: in JAX 0.10 making it is half of a small lowering."""
+    from jax._src.interpreters import mlir  # private: where it has no such name, programs go on as they do
+
+    if hasattr(mlir, "make_ir_context"):
+        mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
 def knows(flags: str) -> bool:

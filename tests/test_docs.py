@@ -32,6 +32,7 @@ def inline_commands():
     return [command for command in found if "--help" not in command]
 
 
+@pytest.mark.long
 def test_the_python_blocks_of_the_readme_run_in_order(tmp_path):
     code = "\n".join(blocks("python"))
     assert code.count("import jaxdistill as jd") == 1

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 WRITES = {
     "figures": [
@@ -24,15 +26,12 @@ def run(name, *words, folder):
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("figures", "privacy")), "ntk_mnist"]
-)
+@pytest.mark.parametrize("name", WRITES)
 def test_the_quick_run_writes_its_tables_and_pictures(name, tmp_path):
     run(name, folder=tmp_path)
     assert [path for path in WRITES[name] if not (tmp_path / "quick" / path).stat().st_size] == []
 
 
-@pytest.mark.long
 def test_a_run_that_was_killed_computes_only_what_is_missing(tmp_path):
     words = ("--networks", "mlp", "--labels", "hard")
     assert run("transfer", *words, folder=tmp_path).count("network=mlp") == 4

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-LONG = {"encoder_probe", "ntk"}
 RUN = """
 import sys, nbformat, nbclient
 notebook = nbformat.read(sys.argv[1], 4)
@@ -69,14 +68,22 @@ def test_a_notebook_is_short_installs_itself_and_shows_pictures(path):
     assert printed and "/site-packages/" not in printed and "Warning" not in printed
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=[pytest.mark.long] if path.stem in LONG else [], id=path.stem)
-        for path in NOTEBOOKS
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_from_a_fresh_kernel(path, tmp_path):
+    run_notebook(path, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs_where_float64_is_on_the_host(path, tmp_path):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    run_notebook(path, tmp_path, JAXDISTILL_FLOAT64="host", JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
+
+
+def run_notebook(path, folder, **told):
     # The kernel's own files go into the folder too; nothing else of the user's is read.
-    environment = os.environ | {"JUPYTER_RUNTIME_DIR": str(tmp_path), "IPYTHONDIR": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", RUN, str(path)], cwd=tmp_path, env=environment, check=True)
+    own = {"JUPYTER_RUNTIME_DIR": str(folder), "IPYTHONDIR": str(folder)}
+    subprocess.run(
+        [sys.executable, "-c", RUN, str(path)], cwd=folder, env=os.environ | own | told, check=True
+    )

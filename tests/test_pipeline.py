@@ -16,8 +16,10 @@ from jaxdistill.pipeline import (
     FeatureOptions,
     Stopwatch,
     make_features,
+    make_features_of_rows,
     parse_validation,
     prepare,
+    prepare_rows,
     rms_distance,
     split_keys,
 )
@@ -100,6 +102,21 @@ def test_values_that_float32_cannot_hold_are_named(tmp_path):
     table_file(path, np.full(200, 1.0), "f8", test=np.array([[1.0, 0.0], [1.0, 0.0], [1e300, 0.0]]))
     with pytest.raises(InputError, match=r"x_test: column 0 is 1e\+300 in row 2"):
         prepare(str(path))
+
+
+def test_features_of_a_stream_are_those_of_the_data_in_memory(monkeypatch):
+    task, streamed = prepare("digits"), prepare_rows("digits")
+    for options in (FeatureOptions("fourier"), FeatureOptions("conv", depth=1), FeatureOptions("linear")):
+        one = make_features(options, task.x, KEY, shape=task.preprocess.shape)
+        two = make_features_of_rows(options, streamed, KEY)
+        assert one.settings() == two.settings()
+        for name, value in one.arrays().items():
+            np.testing.assert_array_equal(value, two.arrays()[name])
+    trained = []
+    monkeypatch.setattr("jaxdistill.features.trained.train_encoder", lambda *data, **_: trained.extend(data))
+    make_features_of_rows(FeatureOptions("encoder"), streamed, KEY)
+    for found, expected in zip(trained, (task.x, task.y), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_every_kind_of_features_is_made_from_its_name_and_the_same_from_the_same_key():

@@ -23,6 +23,7 @@ DEVICE_SIDE = {
     "kernels.tiles._add_product",
     "kernels.tiles._diagonal",
     "kernels.tiles._entries",
+    "kernels.tiles._place",
     "kernels.tiles._rows",
     "kernels.tiles._symmetric",
     "kip.prepare._embed",
@@ -30,7 +31,9 @@ DEVICE_SIDE = {
     "kip.problem.predict",
     "kip.steps.run_block",
     "networks.training._one_step",
+    "networks.training._predict",
     "networks.training._start",
+    "networks.training._step_together",
     "numerics.keys.split_key",
     "ridge.model._predict_chunk",
     "ridge.moments._add_chunk_in_two",
@@ -39,6 +42,7 @@ DEVICE_SIDE = {
     "solve.invert._changes",
     "solve.projection._descend",
     "solve.spanning_step.find_directions",
+    "solve.spanning_walk.walk_on",
 }
 
 
@@ -90,6 +94,7 @@ def test_results_are_those_of_the_ordinary_placement(report):
         assert placed[name]["exact"] and ordinary[name]["exact"], name
         # Steps in float32 cost a few more steps and no accuracy.
         assert placed[name]["steps"] <= 1.2 * ordinary[name]["steps"] + 2
+    assert report["several steps at a time"]["exact"]
     for name in ("projection", "centred moments"):
         for word, value in ordinary[name].items():
             assert abs(placed[name][word] - value) <= 1e-5 * value

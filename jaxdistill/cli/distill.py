@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import Any
 
+from jaxdistill.cli.from_moments import add_moments_option, check_moments, fit_moments
 from jaxdistill.cli.options import (
     KERNEL_LABELS,
     MAP_LABELS,
@@ -33,6 +34,7 @@ SUPPORTS = ("balanced", "pivoted", "kmeans")
 def add_distill_options(parser: argparse.ArgumentParser) -> None:
     """Options of data, model, set, solver and output."""
     add_data_options(parser)
+    add_moments_option(parser)
     small = parser.add_argument_group("distilled set")
     budget = small.add_mutually_exclusive_group()
     budget.add_argument("--ipc", type=int, help="examples per class; default 1")
@@ -69,6 +71,8 @@ def add_distill_options(parser: argparse.ArgumentParser) -> None:
 
 def distill(options: argparse.Namespace) -> int:
     """Construct a distilled set, save it, and certify what was saved."""
+    if options.moments is not None:
+        check_moments(options)
     chosen = chosen_features(options, MAPS_ONLY)
     check_labels(options, chosen)
     check_private(options, chosen)
@@ -84,7 +88,10 @@ def distill(options: argparse.Namespace) -> int:
     from jaxdistill.pipeline import Stopwatch
 
     watch = Stopwatch()
-    task, model = load_and_fit(options, chosen, lam, watch, progress)
+    if options.moments is None:
+        task, model = load_and_fit(options, chosen, lam, watch, progress)
+    else:
+        task, model = fit_moments(options, lam, watch)
     make = _kernel_set if chosen.is_kernel else _feature_set
     with watch.stage("distill"):
         small = make(options, task, model, lam_s, progress).with_context(task.preprocess, task.class_names)
@@ -107,7 +114,7 @@ def _feature_set(options: argparse.Namespace, task: Any, model: Any, lam_s: Any,
         labels=options.labels,
         lam_s=lam_s,
         realistic=options.realistic,
-        reference=(task.x, task.y) if solved else None,
+        reference=(task.x, task.y) if solved and task.x is not None else None,
         scale=options.scale,
         exact=options.exact,
         box=box,

@@ -9,6 +9,9 @@ from typing import Any
 from jaxdistill.numerics.clock import STARTED
 from jaxdistill.sets.kernel_set import KernelSet
 
+# What a certificate says of test examples, where there are any.
+_NEED_TESTS = ("test accuracy", "agreement", "prediction error")
+
 
 def describe(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str, Any]:
     """What ``distill`` and ``evaluate`` both say of a set and its certificate."""
@@ -34,7 +37,8 @@ def describe(dataset: str, small: Any, certificate: dict[str, Any]) -> dict[str,
         "count": recipe.get("count"),
         "solver": recipe.get("solver"),
     }
-    return about | {name: value for name, value in certificate.items() if name != "size"}
+    told = {name: value for name, value in certificate.items() if name != "size"}
+    return about | told | {"not_measured": [] if certificate["num_test"] else list(_NEED_TESTS)}
 
 
 def seconds_of(stages: dict[str, float]) -> dict[str, float]:
@@ -55,6 +59,8 @@ def text_of(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
     lines = [*_head(report), "", *_table(report), "", *_verdict(report)]
     lines.append(_time(report))
+    if report["not_measured"]:
+        lines.append(f"not measured {', '.join(report['not_measured'])}: there are no test examples")
     if report.get("lam_at_edge"):
         lines.append("note         lam is at the edge of the grid; a wider one may do better")
     if "files" in report:
@@ -114,9 +120,10 @@ def _head(r: dict[str, Any]) -> list[str]:
     lost = f", {100 * r['lost']:.3g} % of the squared predictions lost" if r["lost"] else ""
     # A head whose weights were given has neither.
     training = "" if r["n"] is None else f"{r['n']} training and "
+    test = r["num_test"] or "no"
     penalty = "given weights" if r["lam"] is None else f"lam = {r['lam']:.4g}"
     lines = [
-        f"data         {r['dataset']}: {training}{r['num_test']} test examples, d = {r['d']}, k = {r['k']}",
+        f"data         {r['dataset']}: {training}{test} test examples, d = {r['d']}, k = {r['k']}",
         f"model        {model}, {penalty}" + (f" ({r['lam_chosen_by']})" if "lam_chosen_by" in r else ""),
         f"set          m = {r['m']}, {r['labels']} labels, lam_s = {r['lam_s']:.4g}, "
         f"{r['construction']}, inputs in {r['stored']}{lost}",
@@ -143,12 +150,12 @@ def _table(r: dict[str, Any]) -> list[str]:
     if r["accuracy_distilled"] is None:
         errors = (_plain(r[f"squared_error_{which}"]) for which in ("full", "distilled"))
         judged = ("squared error", *errors, "")
+    agreed = "agreement", "", share(r["agreement"]), share(r["agreement_float32"])
     kernel = r["settings"] is not None
     distance, shown = ("relative RKHS distance", _plain) if kernel else ("relative weight error", _error)
     rows: list[tuple[str, ...]] = [
         ("", "full model", "retrained", "in float32"),
-        judged,
-        ("agreement", "", share(r["agreement"]), share(r["agreement_float32"])),
+        *([judged, agreed] if r["num_test"] else []),
         (distance, "", shown(r["relative_weight_error"]), shown(r["relative_weight_error_float32"])),
     ]
     if r["intercept_error"] is not None:
@@ -159,7 +166,8 @@ def _table(r: dict[str, Any]) -> list[str]:
             ("largest prediction gap", "", shown(r["largest_gap"]), ""),
             ("bound on that gap", "", shown(r["gap_bound"]), ""),
         ]
-    rows.append(("prediction error", "", shown(r["prediction_error"]), ""))
+    if r["num_test"]:
+        rows.append(("prediction error", "", shown(r["prediction_error"]), ""))
     return ["  ".join([f"{row[0]:<22}", *(f"{cell:>12}" for cell in row[1:])]).rstrip() for row in rows]
 
 

@@ -232,7 +232,8 @@ def _draw(small: Any, task: Any, path: Path) -> Path:
     lines = range(0, min(len(images), 4 * columns), columns)
     rows = [Row(title if start == 0 else "", images[start : start + columns]) for start in lines]
     names = task.class_names
-    if names is not None and "privacy" not in small.recipe:  # real images are in no file of a private set
+    # Real images are in no file of a private set, nor in moments.
+    if names is not None and "privacy" not in small.recipe and task.x is not None:
         first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(columns)]
         rows.append(Row("real", task.preprocess.inverse(task.x[first])))
     return draw_rows(rows, names, path, _caption(small))

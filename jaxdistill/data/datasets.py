@@ -124,7 +124,7 @@ def load_dataset(name: str | os.PathLike[str], *, progress: bool = False) -> Dat
         return _load_digits()
     if name.endswith(".npz"):
         return _load_npz(Path(name).expanduser())
-    folder = _data_folder()
+    folder = data_folder()
     if folder is not None and (folder / f"{name}.npz").is_file():
         return _load_npz(folder / f"{name}.npz")
 
@@ -173,7 +173,7 @@ def one_hot(labels: np.ndarray, num_classes: int, *, centred: bool = False) -> F
     return rows - 1.0 / num_classes if centred else rows
 
 
-def _data_folder() -> Path | None:
+def data_folder() -> Path | None:
     """The folder that JAXDISTILL_DATA_DIR names, or None when it is unset or empty."""
     setting = os.environ.get(DATA_DIR_VARIABLE)
     if not setting:
@@ -208,13 +208,19 @@ def _load_digits() -> Dataset:
     return _assemble("digits", _stratified_split(images, table[:, -1].astype(int)), tuple("0123456789"))
 
 
-def _stratified_split(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
-    """Hold out a fifth of every class: x_train, y_train, x_test, y_test, in the order of x."""
+def held_out_rows(y: np.ndarray) -> np.ndarray:
+    """Which rows are for testing, where no part of a data set is: a fifth of every class."""
     rng = np.random.default_rng(SPLIT_SEED)
     held_out = np.zeros(len(y), bool)
     for label in np.unique(y):
         members = rng.permutation(np.flatnonzero(y == label))
         held_out[members[: round(TEST_FRACTION * members.size)]] = True
+    return held_out
+
+
+def _stratified_split(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    """x_train, y_train, x_test, y_test, in the order of x."""
+    held_out = held_out_rows(y)
     return [x[~held_out], y[~held_out], x[held_out], y[held_out]]
 
 
@@ -240,7 +246,7 @@ def _load_npz(path: Path) -> Dataset:
         raise
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(_why_unreadable(path, error)) from error
-    return _assemble(path.stem, arrays, None if names is None else _checked_names(path, names))
+    return _assemble(path.stem, arrays, None if names is None else checked_names(path, names))
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -254,7 +260,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"{path} cannot be read as an .npz file ({reason}); make or copy it again"
 
 
-def _checked_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
+def checked_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
+    """Class names as a file has them."""
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DatasetError(
             f"class_names in {path} must be a vector of strings, got {names.dtype} of shape {names.shape}"
@@ -274,8 +281,8 @@ def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] 
                 "both need the same first axis, with at least one example"
             )
     del x, y
-    x_train = _checked_inputs(name, "x_train", raw.pop("x_train"))
-    x_test = _checked_inputs(name, "x_test", raw.pop("x_test"))
+    x_train = checked_inputs(name, "x_train", raw.pop("x_train"))
+    x_test = checked_inputs(name, "x_test", raw.pop("x_test"))
     if x_train.dtype != x_test.dtype:  # tables alone: one part in float32, the other in float64
         x_train, x_test = x_train.astype(np.float64), x_test.astype(np.float64)
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -283,15 +290,15 @@ def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] 
             f"{name}: one example has shape {x_train.shape[1:]} in x_train "
             f"and {x_test.shape[1:]} in x_test; both must be the same"
         )
-    y_train = _checked_targets(name, "y_train", raw["y_train"])
-    y_test = _checked_targets(name, "y_test", raw["y_test"])
+    y_train = checked_targets(name, "y_train", raw["y_train"])
+    y_test = checked_targets(name, "y_test", raw["y_test"])
     if y_train.dtype != y_test.dtype or y_train.shape[1:] != y_test.shape[1:]:
         raise DatasetError(
             f"{name}: y_train is {y_train.dtype} {y_train.shape} and y_test {y_test.dtype} "
             f"{y_test.shape}; both must be classes, or targets of the same width"
         )
     if y_train.dtype == np.int64:
-        class_names = _checked_classes(name, y_train, y_test, class_names)
+        class_names = checked_classes(name, {"y_train": y_train, "y_test": y_test}, class_names)
     elif class_names is not None:
         raise DatasetError(
             f"{name} has class names, but float labels; save y_train and y_test as integers, "
@@ -300,10 +307,13 @@ def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] 
     return Dataset(name, x_train, y_train, x_test, y_test, class_names)
 
 
-def _checked_inputs(
-    name: str, key: str, x: np.ndarray
+def checked_inputs(
+    name: str, key: str, x: np.ndarray, first: int = 0
 ) -> Float32[np.ndarray, "n *shape"] | Float64[np.ndarray, "n d"]:
-    """Float32 images (n,H,W,C) in [0,1], or a table (n,d) in its own units and precision."""
+    """Float32 images (n,H,W,C) in [0,1], or a table (n,d) in its own units and precision.
+
+    ``first`` is the number of the first row, where these are not all.
+    """
     if x.ndim not in (2, 3, 4):
         raise DatasetError(
             f"{name}: {key} has shape {x.shape}; give images (n,H,W,C) or (n,H,W), or a table (n,d)"
@@ -325,7 +335,7 @@ def _checked_inputs(
     # A NaN carries over into the minimum, and no array of flags is needed to find it.
     low, high = float(x.min()), float(x.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise DatasetError(_not_finite(name, key, x))
+        raise DatasetError(_not_finite(name, key, x, first))
     if x.ndim == 2:
         return x
     if low < 0 or high > 1:
@@ -336,14 +346,14 @@ def _checked_inputs(
     return x[..., None] if x.ndim == 3 else x
 
 
-def _checked_targets(
-    name: str, key: str, y: np.ndarray
+def checked_targets(
+    name: str, key: str, y: np.ndarray, first: int = 0
 ) -> Int64[np.ndarray, " n"] | Float64[np.ndarray, "n t"]:
-    """Integers as classes (n,), floats as regression targets (n,t)."""
+    """Integers as classes (n,), floats as regression targets (n,t); ``first`` as for inputs."""
     if y.dtype.kind == "f":
         y = np.ascontiguousarray(y, dtype=np.float64).reshape(len(y), -1)
         if not np.isfinite(y).all():
-            raise DatasetError(_not_finite(name, key, y))
+            raise DatasetError(_not_finite(name, key, y, first))
         return y
     if y.dtype.kind not in "iu" or y.size != len(y):
         raise DatasetError(
@@ -353,17 +363,15 @@ def _checked_targets(
     return y.reshape(-1).astype(np.int64)
 
 
-def _checked_classes(
-    name: str,
-    y_train: Int64[np.ndarray, " n_train"],
-    y_test: Int64[np.ndarray, " n_test"],
-    class_names: tuple[str, ...] | None,
+def checked_classes(
+    name: str, labels: dict[str, Int64[np.ndarray, " n"]], class_names: tuple[str, ...] | None
 ) -> tuple[str, ...]:
     """The class names; an error unless the training labels are 0 to k-1, each at least once."""
-    present = np.unique(y_train)
+    present = np.unique(labels["y_train"])
     count = int(present[-1]) + 1 if class_names is None else len(class_names)
-    for key, labels in (("y_train", present), ("y_test", np.unique(y_test))):
-        outside = labels[(labels < 0) | (labels >= count)]
+    for key, values in labels.items():
+        found = np.unique(values)
+        outside = found[(found < 0) | (found >= count)]
         if outside.size:
             raise DatasetError(
                 f"{name}: {key} has the label {outside[0]}, outside 0..{max(count, 1) - 1}; "
@@ -384,7 +392,7 @@ def _checked_classes(
     return known if len(known) == count else tuple(map(str, range(count)))
 
 
-def _not_finite(name: str, key: str, values: np.ndarray) -> str:
-    first = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
-    where = ", ".join(map(str, first))
-    return f"{name}: {key}[{where}] is {values[first]}; remove or replace values that are not finite"
+def _not_finite(name: str, key: str, values: np.ndarray, first: int) -> str:
+    place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+    where = ", ".join(map(str, (first + place[0], *place[1:])))
+    return f"{name}: {key}[{where}] is {values[place]}; remove or replace values that are not finite"

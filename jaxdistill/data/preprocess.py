@@ -6,10 +6,11 @@ safe under jit, vmap and grad. The constants are float64 and are cast to the typ
 """
 
 import abc
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self, TypeVar, final
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, final
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
+from jaxdistill.data.rows import AbstractRows, check_finite_piece, recut
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite
@@ -25,8 +27,6 @@ from jaxdistill.numerics.pytrees import register_pytree
 # Elements of a block of work that stays in the cache in float64, and of one for matrix products: 32 MB.
 _CACHED_ELEMENTS = 2**17
 PRODUCT_ELEMENTS = 2**22
-# A std this small, relative to the mean, may be rounding: then the values are compared.
-_NEARLY_CONSTANT = 1e-6
 
 # A NumPy array stays a NumPy array, a JAX array stays a JAX array.
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -56,6 +56,10 @@ class AbstractPreprocess(abc.ABC):
 
         An InputError says which shape or type does not fit.
         """
+
+    def forward_many(self) -> Callable[[np.ndarray], np.ndarray]:
+        """``forward`` for one array of NumPy after the other: what they share is computed once."""
+        return self.forward
 
     @abc.abstractmethod
     def inverse(self, inputs: Array) -> Array:
@@ -95,7 +99,9 @@ class Identity(AbstractPreprocess):
 
     @classmethod
     def fit(cls, x: Any) -> Self:
-        """Take the shape of one example from training data (n,*shape)."""
+        """Take the shape of one example from training data (n,*shape), or from the first of a stream."""
+        if isinstance(x, AbstractRows):
+            return cls(shape=first_block(x).shape[1:])
         x = training_data(x)
         check_finite("x", x)
         return cls(shape=x.shape[1:])
@@ -145,26 +151,24 @@ class Standardize(AbstractPreprocess):
 
     @classmethod
     def fit(cls, x: Any) -> Self:
-        """Measure mean and standard deviation of training data.
+        """Measure mean and standard deviation of training data, in one pass over them.
 
         Args:
-            x: Images (n,H,W,C) or a table (n,d), in floats that NumPy reads.
+            x: Images (n,H,W,C) or a table (n,d), in floats that NumPy reads; or rows of such, read piece by
+                piece, with the same result bit for bit.
 
         Raises:
             InputError: ``x`` has another shape or type, or values that are not finite.
         """
-        x = training_data(x)
-        count, mean, squares = moments_by_channel(x)
+        found = moments_by_channel(x)
+        mean, squares = found.mean, found.squares
         if not np.isfinite(squares).all():
-            check_finite("x", x)
+            if not isinstance(x, AbstractRows):  # whose pieces are looked at as they are read
+                check_finite("x", training_data(x))
             raise InputError("x holds values whose squares overflow float64; rescale its columns")
-        std = np.sqrt(squares / count)
-        # Equality tells a constant channel; its std as computed is 0 up to rounding only.
-        for channel in np.flatnonzero(std <= _NEARLY_CONSTANT * np.abs(mean)):
-            values = x[..., channel]
-            if values.min() == values.max():
-                mean[channel], std[channel] = values.flat[0], 0.0
-        return cls(x.shape[1:], mean, std)
+        # The std of a constant channel as computed is 0 up to rounding only.
+        std = np.where(found.constant, 0.0, np.sqrt(squares / found.number))
+        return cls(found.shape, np.where(found.constant, found.first, mean), std)
 
     @classmethod
     def from_parts(cls, settings: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> Self:  # noqa: D102
@@ -232,36 +236,60 @@ class Standardize(AbstractPreprocess):
         return xp.tile(self.mean, repeats), xp.tile(xp.where(self.std == 0, 1.0, self.std), repeats)
 
 
-def moments_by_channel(x: np.ndarray) -> tuple[int, Float64[np.ndarray, " c"], Float64[np.ndarray, " c"]]:
-    """Number of values in a channel, their mean, and the sum of their squared distances from it.
+class ChannelMoments(NamedTuple):
+    """What one pass finds of every channel: see :func:`moments_by_channel`."""
+
+    number: int
+    mean: Float64[np.ndarray, " c"]
+    squares: Float64[np.ndarray, " c"]
+    constant: np.ndarray
+    first: Float64[np.ndarray, " c"]
+    shape: tuple[int, ...]
+
+
+def moments_by_channel(x: Any) -> ChannelMoments:
+    """Number of values in a channel, their mean, the sum of their squared distances from it, and more.
 
     One read of the data, in float64: every block of rows is summed as it lies in memory, folded by channel,
     centred and squared while it is in the cache; blocks are merged by
     ``M = M_a + M_b + (mean_b - mean_a)^2 n_a n_b / n``, which never subtracts large squares.
 
     Args:
-        x: Images (n,H,W,C) or a table (n,d).
+        x: Images (n,H,W,C) or a table (n,d), or rows of such.
+
+    Returns:
+        Also which channels are constant, the first value of each, and the shape of an example.
 
     Example:
-        >>> moments_by_channel(np.array([[1.0, 5.0], [3.0, 5.0]]))
-        (2, array([2., 5.]), array([2., 0.]))
+        >>> found = moments_by_channel(np.array([[1.0, 5.0], [3.0, 5.0]]))
+        >>> found.number, found.mean.tolist(), found.squares.tolist(), found.constant.tolist()
+        (2, [2.0, 5.0], [2.0, 0.0], [False, True])
 
     Source: Chan, Golub and LeVeque 1983.
     """
-    channels = x.shape[-1]
-    rows = x.reshape(len(x), -1)
-    repeats = rows.shape[1] // channels
-    count, mean, squares = 0, np.zeros(channels), np.zeros(channels)
-    # Memory that is taken once: fresh pages for every block would cost more than the sums.
-    work = np.empty((_block_rows(rows, None), rows.shape[1]))
+    count, channels, repeats = 0, 0, 0
+    shape: tuple[int, ...] = ()
+    first: Any = None
+    mean, squares, constant, work = first, first, first, first
 
     def folded(block: np.ndarray) -> np.ndarray:
         return (np.ones(len(block)) @ block).reshape(repeats, channels).sum(axis=0)
 
     with np.errstate(over="ignore", invalid="ignore"):  # the caller asks whether the sums are finite
-        for where in blocks(rows):
-            block = work[: len(rows[where])]
-            block[...] = rows[where]
+        for examples in example_blocks(x, _CACHED_ELEMENTS):
+            rows = examples.reshape(len(examples), -1)
+            if count == 0:
+                shape, channels = examples.shape[1:], examples.shape[-1]
+                repeats = rows.shape[1] // channels
+                first = rows[0, :channels].astype(np.float64)
+                mean, squares, constant = np.zeros(channels), np.zeros(channels), np.ones(channels, bool)
+                # Memory that is taken once: fresh pages for every block would cost more than the sums.
+                work = np.empty(rows.shape)
+            if constant.any():
+                same = examples[..., constant] == first[constant]
+                constant[constant] = same.reshape(-1, same.shape[-1]).all(axis=0)
+            block = work[: len(rows)]
+            block[...] = rows
             number = len(block) * repeats
             own = folded(block) / number
             block -= np.tile(own, repeats)
@@ -270,7 +298,7 @@ def moments_by_channel(x: np.ndarray) -> tuple[int, Float64[np.ndarray, " c"], F
             squares += folded(block) + apart**2 * (count * number / total)
             mean += apart * (number / total)
             count = total
-    return count, mean, squares
+    return ChannelMoments(count, mean, squares, constant, first, shape)
 
 
 def matched(x: Any, *constants: Any) -> list[Any]:
@@ -281,16 +309,63 @@ def matched(x: Any, *constants: Any) -> list[Any]:
     return [x, *(jnp.asarray(constant, dtype=x.dtype) for constant in constants)]
 
 
-def _block_rows(x: np.ndarray, elements: int | None) -> int:
-    elements = _CACHED_ELEMENTS if elements is None else elements
-    return max(1, elements * len(x) // max(x.size, 1))
+def _block_rows(shape: tuple[int, ...], elements: int) -> int:
+    """Examples of this shape that have so many elements, at least one."""
+    return max(1, elements // max(1, math.prod(shape)))
 
 
 def blocks(x: np.ndarray, elements: int | None = None) -> Iterator[slice]:
     """Slices of the first axis, of at most so many elements or one example; default what a cache holds."""
-    step = _block_rows(x, elements)
+    step = _block_rows(x.shape[1:], _CACHED_ELEMENTS if elements is None else elements)
     for start in range(0, len(x), step):
         yield slice(start, start + step)
+
+
+def example_blocks(x: Any, elements: int) -> Iterator[np.ndarray]:
+    """Training data in blocks of rows: the same ones of an array and of a stream, however that is cut.
+
+    Args:
+        x: Images (n,H,W,C) or a table (n,d) in floats, or rows of such, whose values are checked.
+        elements: Numbers in a block, or one example.
+
+    Raises:
+        InputError: another shape or type; of rows also what changes between them, or is not finite.
+    """
+    if not isinstance(x, AbstractRows):
+        x = training_data(x)
+        for block in blocks(x, elements):
+            yield x[block]
+        return
+    pieces = _checked_pieces(x)
+    first = next(pieces, None)
+    if first is None:
+        raise InputError("the stream holds no examples to fit on; an iterator may be used up already")
+    alone = ((piece,) for piece in itertools.chain((first,), pieces))
+    for (block,) in recut(alone, _block_rows(first.shape[1:], elements)):
+        yield block
+
+
+def first_block(rows: AbstractRows) -> np.ndarray:
+    """The first examples of a stream that can be read again."""
+    return next(example_blocks(rows, 1))
+
+
+def _checked_pieces(rows: AbstractRows) -> Iterator[np.ndarray]:
+    """Examples in floating point, of the shape and type of the first, all finite."""
+    row, like = 0, None
+    for number, (x, _) in enumerate(rows.pieces()):
+        x = as_floats(f"chunk {number}, inputs:", x, finite=False)
+        if len(x):
+            if like is None:
+                like = training_data(x).shape[1:], x.dtype
+            if (x.shape[1:], x.dtype) != like:
+                raise InputError(
+                    f"chunk {number}, from row {row} on, has examples of shape {x.shape[1:]} and type "
+                    f"{x.dtype}, and the first chunk {like[0]} and {like[1]}; give all alike"
+                )
+            check_finite_piece("inputs", x, number, row)
+            yield x
+        row += len(x)
 
 
 def flat_rows(name: str, x: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Any]:

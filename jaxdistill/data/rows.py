@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
+
 from jaxdistill.errors import InputError
 
 Pair = tuple[Any, Any]
@@ -138,3 +140,61 @@ class ChunkRows(AbstractRows):
             first += size
             if skipped < size or start == 0:
                 yield (x[skipped:], y[skipped:]) if skipped else (x, y)
+
+
+def recut(pieces: Iterable[tuple[Any, ...]], size: int) -> Iterator[tuple[Any, ...]]:
+    """The same rows in pieces of one size, the last one shorter; views where they lie within one piece.
+
+    Args:
+        pieces: Arrays with the same number of rows in each piece.
+        size: Rows in a piece.
+
+    Example:
+        >>> [x.tolist() for (x,) in recut([(np.arange(3),), (np.arange(3, 5),)], 2)]
+        [[0, 1], [2, 3], [4]]
+    """
+    held: list[tuple[Any, ...]] = []
+    count = 0
+    for piece in pieces:
+        held.append(piece)
+        count += len(piece[0])
+        if count < size:
+            continue
+        parts = held[0] if len(held) == 1 else tuple(map(np.concatenate, zip(*held, strict=True)))
+        whole = count - count % size
+        for first in range(0, whole, size):
+            yield tuple(part[first : first + size] for part in parts)
+        # A copy, so that the rest does not keep its piece alive.
+        held = [tuple(part[whole:].copy() for part in parts)] if count > whole else []
+        count -= whole
+    if count:
+        yield tuple(map(np.concatenate, zip(*held, strict=True)))
+
+
+def check_finite_piece(name: str, part: np.ndarray, number: int, row: int) -> None:
+    """Raise where a piece holds a value that is not finite.
+
+    Args:
+        name: What it is called in a message.
+        part: Inputs or targets of a piece, in floating point.
+        number: Of the piece.
+        row: Of all rows the first that it holds.
+
+    Raises:
+        InputError: names chunk, row and column.
+
+    Example:
+        >>> check_finite_piece("inputs", np.ones((2, 3)), 3, 20)
+    """
+    # A sum is one pass without a temporary; only where it is not finite the place is looked for.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(part, dtype=np.float64)):
+            return
+    places = np.argwhere(~np.isfinite(part.reshape(len(part), -1)))
+    if len(places):
+        r, column = (int(i) for i in places[0])
+        value = part.reshape(len(part), -1)[r, column]
+        raise InputError(
+            f"chunk {number} has {value} in column {column} of the {name}, in its row {r}, "
+            f"row {row + r} of all; mend it or leave that example out"
+        )

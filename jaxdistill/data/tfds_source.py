@@ -60,6 +60,24 @@ def read(name: str, data_dir: Path | None, *, progress: bool) -> Splits:
     Source:
         https://www.tensorflow.org/datasets/data_source
     """
+    train, test = open_parts(name, data_dir)
+    return Splits(
+        _read_all(train, progress=progress),
+        None if test is None else _read_all(test, progress=progress),
+        train.class_names,
+    )
+
+
+def open_parts(name: str, data_dir: Path | None) -> tuple[TfdsRows, TfdsRows | None]:
+    """The training split, and the test (or else the validation) split, where there is one.
+
+    Args:
+        name: As for :func:`read`.
+        data_dir: As for :func:`read`.
+
+    Raises:
+        DatasetError: As :func:`read`.
+    """
     found = {rows.split: rows for rows in _open_splits(name, data_dir)}
     if "train" not in found:
         raise DatasetError(
@@ -67,11 +85,7 @@ def read(name: str, data_dir: Path | None, *, progress: bool) -> Splits:
             f"save the parts you want as {name.split(':')[0].split('/')[0]}.npz"
         )
     held_out = next((split for split in ("test", "validation") if split in found), None)
-    return Splits(
-        _read_all(found["train"], progress=progress),
-        None if held_out is None else _read_all(found[held_out], progress=progress),
-        found["train"].class_names,
-    )
+    return found["train"], None if held_out is None else found[held_out]
 
 
 def open_split(name: str, split: str = "train", *, data_dir: Path | None = None) -> TfdsRows:
@@ -127,12 +141,22 @@ class TfdsRows(AbstractRows):
 
     def pieces(self, start: int = 0) -> Iterator[Pair]:
         """Images (b, H, W, C) and class numbers (b,) of consecutive rows, from row ``start`` on."""
+        for rows in self._read((self.image_key, self.label_key), start):
+            yield rows[self.image_key], rows[self.label_key].astype(np.int64)
+
+    def labels(self) -> np.ndarray:
+        """Class numbers of all rows, shape (n,); no image is decoded."""
+        parts = [rows[self.label_key].astype(np.int64) for rows in self._read((self.label_key,), 0)]
+        return np.concatenate(parts)
+
+    def _read(self, keys: tuple[str, ...], start: int) -> Iterator[dict[str, np.ndarray]]:
+        """These features of consecutive rows, by name, from row ``start`` on."""
         by_index = str(self.builder.info.file_format.value) == "array_record"
         row = start
         try:
-            for x, y in self._by_index(start) if by_index else self._in_order(start):
-                yield x, y
-                row += len(y)
+            for rows in self._by_index(keys, start) if by_index else self._in_order(keys, start):
+                yield rows
+                row += len(rows[keys[0]])
         except ImportError as error:
             raise DatasetError(
                 f"{self.builder.data_dir} is prepared as tfrecord, which only TensorFlow reads "
@@ -146,26 +170,26 @@ class TfdsRows(AbstractRows):
                 "delete it, so that it is prepared again"
             )
 
-    def _by_index(self, start: int) -> Iterator[Pair]:
-        source = self.builder.as_data_source(split=self.split)
+    def _by_index(self, keys: tuple[str, ...], start: int) -> Iterator[dict[str, np.ndarray]]:
+        import tensorflow_datasets as tfds
+
+        # Its reader by index knows no partial decoding.
+        skipped = {} if self.image_key in keys else {self.image_key: tfds.decode.SkipDecoding()}
+        source = self.builder.as_data_source(split=self.split, decoders=skipped or None)
         for first in range(start, len(source), BATCH_SIZE):
             rows = source.__getitems__(range(first, min(first + BATCH_SIZE, len(source))))
-            yield (
-                np.stack([row[self.image_key] for row in rows]),
-                np.array([row[self.label_key] for row in rows], np.int64),
-            )
+            yield {key: np.stack([row[key] for row in rows]) for key in keys}
 
-    def _in_order(self, start: int) -> Iterator[Pair]:
+    def _in_order(self, keys: tuple[str, ...], start: int) -> Iterator[dict[str, np.ndarray]]:
         import tensorflow_datasets as tfds
 
         dataset = self.builder.as_dataset(
             split=self.split,
-            decoders=tfds.decode.PartialDecoding({self.image_key: True, self.label_key: True}),
+            decoders=tfds.decode.PartialDecoding(dict.fromkeys(keys, True)),
             # One file after the other, in the order of array_record; and no second copy in memory.
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
-        for batch in tfds.as_numpy(dataset.skip(start).batch(BATCH_SIZE)):
-            yield batch[self.image_key], np.asarray(batch[self.label_key], np.int64)
+        yield from tfds.as_numpy(dataset.skip(start).batch(BATCH_SIZE))
 
 
 def _open_splits(name: str, data_dir: Path | None) -> list[TfdsRows]:

@@ -1,6 +1,6 @@
 """Transforms by name: fitted on data, and rebuilt from what a file keeps of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,14 @@ from numpy.typing import ArrayLike
 
 from jaxdistill.data.preprocess import (
     AbstractPreprocess,
+    ChannelMoments,
     Identity,
     Standardize,
     blocks,
+    first_block,
     moments_by_channel,
 )
+from jaxdistill.data.rows import AbstractRows
 from jaxdistill.data.zca import ZCA
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.names import check_choice
@@ -30,7 +33,7 @@ def fit_preprocess(kind: str, x: Any, *, reg: float | None = None) -> AbstractPr
 
     Args:
         kind: ``"standardize"``, ``"zca"`` or ``"none"``.
-        x: Training images (n,H,W,C) or a table (n,d).
+        x: Training images (n,H,W,C) or a table (n,d); or rows of such, read in one pass.
         reg: Regulariser of ZCA, see ``ZCA.fit``; None for its default.
 
     Raises:
@@ -70,29 +73,68 @@ def to_inputs(
     rows = preprocess.forward(x)
     if rows.dtype == np.float32:
         return rows
+    inputs = _in_float32(rows, name)
+    if training:
+        _check_kept(moments_by_channel(rows), ((rows[block], inputs[block]) for block in blocks(rows)), name)
+    return inputs
+
+
+def rows_to_inputs(preprocess: AbstractPreprocess, rows: AbstractRows, *, name: str) -> AbstractRows:
+    """Training examples as a model sees them, piece by piece: what :func:`to_inputs` does with an array.
+
+    A table in float64 that is not standardised is read once more, to see that float32 holds its columns.
+
+    Args:
+        preprocess: The transform.
+        rows: Examples (b,*shape) in every piece.
+        name: What they are called in a message.
+
+    Raises:
+        InputError: as :func:`to_inputs`; some of it while the rows are read.
+
+    Example:
+        >>> from jaxdistill.data.rows import ChunkRows
+        >>> rows = ChunkRows([(np.eye(2), np.eye(2))])
+        >>> [x.tolist() for x, y in rows_to_inputs(Standardize.fit(rows), rows, name="x").pieces()]
+        [[[1.0, -1.0], [-1.0, 1.0]]]
+    """
+    forward = preprocess.forward_many()
+    # Other transforms leave columns of mean zero, which float32 holds as well as any.
+    if isinstance(preprocess, Identity) and first_block(rows).dtype != np.float32:
+        flat = rows.map(inputs=forward)
+        pairs = ((x, _in_float32(x, name, " of its chunk")) for x, _ in flat.pieces())
+        _check_kept(moments_by_channel(flat), pairs, name)
+    return rows.map(inputs=lambda x: _in_float32(forward(x), name, " of its chunk"))
+
+
+def _in_float32(rows: np.ndarray, name: str, whose: str = "") -> np.ndarray:
+    """Rows in float32, all of which it holds."""
     with np.errstate(over="ignore"):
-        inputs = rows.astype(np.float32)
-    beyond = np.argwhere(~np.isfinite(inputs))
+        inputs = rows.astype(np.float32, copy=False)
+    if inputs is rows:
+        return rows
+    beyond = np.argwhere(~np.isfinite(inputs) & ~np.isnan(rows))
     if beyond.size:
         row, column = beyond[0]
         raise InputError(
-            f"{name}: column {column} is {rows[row, column]:.3g} in row {row} after preprocessing, more than "
-            "float32 holds; rescale the column or leave it out"
+            f"{name}: column {column} is {rows[row, column]:.3g} in row {row}{whose} after preprocessing, "
+            "more than float32 holds; rescale the column or leave it out"
         )
-    if not training:
-        return inputs
-    count, _, squares = moments_by_channel(rows)
-    rounding = np.zeros_like(squares)
-    for block in blocks(rows):
-        rounding += np.square(inputs[block] - rows[block]).sum(axis=0)
-    lost = np.flatnonzero((rounding > _LOST**2 * squares) & (squares > 0))
+    return inputs
+
+
+def _check_kept(found: ChannelMoments, pairs: Iterable[tuple[np.ndarray, np.ndarray]], name: str) -> None:
+    """Raise where a column of a table loses its values to rounding: of rows as they were and as they are."""
+    rounding = np.zeros_like(found.squares)
+    for rows, inputs in pairs:
+        rounding += np.square(inputs - rows).sum(axis=0)
+    lost = np.flatnonzero((rounding > _LOST**2 * found.squares) & (found.squares > 0))
     if lost.size:
-        spread, change = np.sqrt(squares[lost[0]] / count), np.sqrt(rounding[lost[0]] / count)
+        spread, change = (np.sqrt(part[lost[0]] / found.number) for part in (found.squares, rounding))
         raise InputError(
             f"{name}: column {lost[0]} loses its values in float32: its standard deviation is {spread:.3g} "
             f"and rounding changes it by {change:.3g}; standardise it, or subtract an offset"
         )
-    return inputs
 
 
 def rebuild_preprocess(

@@ -1,7 +1,7 @@
 """Whitening, as one more invertible transform."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, final
 
@@ -17,10 +17,12 @@ from jaxdistill.data.preprocess import (
     blocks,
     checked_constant,
     checked_shape,
+    example_blocks,
     flat_rows,
     matched,
     training_data,
 )
+from jaxdistill.data.rows import AbstractRows
 from jaxdistill.errors import InputError, RankError
 from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.pytrees import register_pytree
@@ -69,10 +71,11 @@ class ZCA(AbstractPreprocess):
 
     @classmethod
     def fit(cls, x: Any, *, reg: float = 0.1) -> Self:
-        """Decompose the covariance of training data, in float64.
+        """Decompose the covariance of training data, summed in one pass over them, in float64.
 
         Args:
-            x: Images (n,H,W,C) or a table (n,d), floats in whatever NumPy reads.
+            x: Images (n,H,W,C) or a table (n,d), floats in whatever NumPy reads; or rows of such, read piece
+                by piece, with the same result bit for bit.
             reg: Regulariser as a multiple of the mean eigenvalue, at least 0.
 
         Raises:
@@ -81,33 +84,22 @@ class ZCA(AbstractPreprocess):
             RankError: The examples are all the same, or their covariance is singular and ``reg``
                 too small to mend it.
         """
-        x = training_data(x)
-        check_finite("x", x)
         if not (math.isfinite(reg) and reg >= 0):
             raise InputError(f"reg is {reg}; give a finite number of at least 0")
-        rows = x.reshape(len(x), -1)
-        if all((rows[block] == rows[0]).all() for block in blocks(rows)):
-            raise RankError(f"the {len(x)} examples are all the same; whitening needs variation")
-        mean = np.zeros(rows.shape[1])
-        for block in blocks(rows):
-            mean += np.ones(len(rows[block])) @ rows[block].astype(np.float64)
-        mean /= len(x)
-        covariance = np.zeros((mean.size, mean.size))
-        for block in blocks(rows, PRODUCT_ELEMENTS):
-            centred = rows[block] - mean
-            covariance += centred.T @ centred
-        covariance /= len(x)
+        if not isinstance(x, AbstractRows):  # whose pieces are looked at as they are read
+            check_finite("x", training_data(x))
+        shape, count, mean, covariance = _covariance(x)
         eigenvalues, eigenvectors = np.linalg.eigh(covariance)
         smallest_sound = mean.size * np.finfo(np.float64).eps * eigenvalues[-1]
         regularised = eigenvalues + reg * np.trace(covariance) / mean.size
         if not regularised[0] > smallest_sound:
             rank = int(np.sum(eigenvalues > smallest_sound))
             raise RankError(
-                f"the covariance of {len(x)} examples has rank {rank} of {mean.size}, "
+                f"the covariance of {count} examples has rank {rank} of {mean.size}, "
                 f"which reg={reg} does not make invertible; give a larger reg, such as 0.1"
             )
         scale = np.sqrt(regularised)
-        return cls(x.shape[1:], mean, scale, eigenvectors, reg=float(reg))
+        return cls(shape, mean, scale, eigenvectors, reg=float(reg))
 
     @classmethod
     def from_parts(cls, settings: Mapping[str, Any], arrays: Mapping[str, ArrayLike]) -> Self:  # noqa: D102
@@ -128,12 +120,23 @@ class ZCA(AbstractPreprocess):
         batch, rows = flat_rows("x", x, self.shape)
         rows, mean = matched(rows, self.mean)
         if isinstance(rows, np.ndarray):
-            inputs: Any = np.empty(rows.shape, rows.dtype)
-            matrix = self._matrix(1 / self.scale, rows.dtype)
-            for block in blocks(rows, PRODUCT_ELEMENTS):
-                np.matmul(rows[block] - mean, matrix, out=inputs[block])
-            return inputs.reshape((*batch, self.num_inputs))
+            inputs: Any = self.forward_many()(rows.reshape(batch + self.shape))
+            return inputs
         return self._scaled(rows - mean, 1 / self.scale).reshape((*batch, self.num_inputs))
+
+    def forward_many(self) -> Callable[[np.ndarray], np.ndarray]:  # noqa: D102
+        matrices: dict[Any, np.ndarray] = {}
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            batch, rows = flat_rows("x", x, self.shape)
+            if rows.dtype not in matrices:
+                matrices[rows.dtype] = self._matrix(1 / self.scale, rows.dtype)
+            mean, inputs = np.asarray(self.mean, rows.dtype), np.empty(rows.shape, rows.dtype)
+            for block in blocks(rows, PRODUCT_ELEMENTS):
+                np.matmul(rows[block] - mean, matrices[rows.dtype], out=inputs[block])
+            return inputs.reshape((*batch, self.num_inputs))
+
+        return forward
 
     def inverse(self, inputs: Array) -> Array:  # noqa: D102
         batch, rows = flat_rows("inputs", inputs, (self.num_inputs,))
@@ -152,3 +155,32 @@ class ZCA(AbstractPreprocess):
         """``rows V diag(scale) V^T``, from the left: no d x d product for a few rows."""
         vectors = jnp.asarray(self.eigenvectors, dtype=rows.dtype)
         return matmul(matmul(rows, vectors) * jnp.asarray(scale, dtype=rows.dtype), vectors.T)
+
+
+def _covariance(x: Any) -> tuple[tuple[int, ...], int, Float64[np.ndarray, " d"], Float64[np.ndarray, "d d"]]:
+    """Shape of an example, their number, mean and covariance; blocks merge as in ``moments_by_channel``."""
+    count, varied = 0, False
+    shape: tuple[int, ...] = ()
+    first: Any = None
+    mean, products = first, first
+    for examples in example_blocks(x, PRODUCT_ELEMENTS):
+        rows = examples.reshape(len(examples), -1)
+        if count == 0:
+            shape, first, mean = examples.shape[1:], rows[0].copy(), np.zeros(rows.shape[1])
+            products = np.zeros((mean.size, mean.size))
+        varied = varied or any((rows[block] != first).any() for block in blocks(rows))
+        number = len(rows)
+        # One more row: what the mean of this block is apart from that of those before.
+        centred = np.empty((number + 1, mean.size))
+        centred[:-1] = rows
+        own = np.ones(number) @ centred[:-1] / number
+        centred[:-1] -= own
+        apart, total = own - mean, count + number
+        centred[-1] = apart * math.sqrt(count * number / total)
+        products += centred.T @ centred
+        mean += apart * (number / total)
+        count = total
+    if not varied:
+        raise RankError(f"the {count} examples are all the same; whitening needs variation")
+    products /= count
+    return shape, count, mean, products

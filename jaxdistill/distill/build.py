@@ -55,7 +55,7 @@ def distill(
     lam_s: PenaltyRequest = None,
     larger_root: Any = True,
     realistic: Realistic | None = None,
-    reference: tuple[Any, Any] | None = None,
+    reference: Any | None = None,
     noise: float = 1.0,
     sharpness: float = 10.0,
     scale: float | None = None,
@@ -94,9 +94,10 @@ def distill(
             by the spanning equations for others; "features", the nearest spanning set in features,
             inverted; "inverse", the nearest inverse (CHW Corollary 4.1.1); "fixed", real examples
             with new labels.
-        reference: Real examples ``(x, y)``, shapes (n, d) and (n, k), of which m are drawn. Needed
-            for ``realistic``; without it, where the inverse of the map chooses the nearest solution, and
-            where the solver starts.
+        reference: Real examples ``(x, y)``, shapes (n, d) and (n, k), of which m are drawn; or a stream of
+            such chunks, as for :func:`~jaxdistill.fit_ridge`, in one pass over it. Needed for ``realistic``;
+            without it, where the inverse of the map chooses the nearest solution, and where the solver
+            starts.
         noise: Size of the random part of sets with m > k, relative to the fixed part.
         sharpness: c of the nearest spanning set and of the first coefficients of the spanning equations:
             larger is nearer to the real examples, worse conditioned and slower. Where the equations are

@@ -73,7 +73,8 @@ class KipConfig:
         dtype: "float32" or "float64": precision of inputs, features and target kernels.
             Factorisations are in float64; on devices without it those of the steps are in float32, with
             4 m eps more of either penalty, and those of the labels that are returned on the host.
-        block: Steps between two visits of the host, as long as nothing else is due.
+        block: Steps between two visits of the host, as long as nothing else is due. Default: as many as take
+            a fifth of a second.
         evaluate_every: Steps between two evaluations on validation data.
         patience: Evaluations without improvement after which to stop; the best state is returned.
             None: all steps, and the last state.
@@ -105,7 +106,7 @@ class KipConfig:
     augment: Augmentation | None = None
     seeds: int = 1
     dtype: str = "float32"
-    block: int = 25
+    block: int | None = None
     evaluate_every: int = 100
     patience: int | None = None
     checkpoint_every: int = 100
@@ -124,11 +125,11 @@ class KipConfig:
             raise InputError("give either ipc (images per class) or size (examples in all)")
         if self.ipc is None and self.size is None and not isinstance(self.start, AbstractSet):
             raise InputError("give ipc (images per class) or size (examples in all)")
-        for name in ("ipc", "size", "batch", "patience"):
+        for name in ("ipc", "size", "batch", "block", "patience"):
             value = getattr(self, name)
             if value is not None and not (name == "batch" and value == "all"):
                 _check_count(name, value)
-        for name in ("steps", "seeds", "block", "evaluate_every", "checkpoint_every"):
+        for name in ("steps", "seeds", "evaluate_every", "checkpoint_every"):
             _check_count(name, getattr(self, name))
         for name, value, lowest in (
             ("learning_rate", self.learning_rate, 0.0),

@@ -30,6 +30,7 @@ from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.keys import checked_key
+from jaxdistill.numerics.pace import Pace
 from jaxdistill.numerics.placement import device_scope, float64_scope, moving_arrays
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
@@ -194,22 +195,26 @@ class _Run:
         device = self.advance(device, step)  # no step: compilation, which is kept for the next run like it
         host["compile_seconds"] = np.float64(perf_counter() - begun)
         stopped = config.patience is not None and host["waited"] >= config.patience
+        pace = Pace()
         with tqdm(total=config.steps, initial=step, disable=not progress, desc="kip") as bar:
             while step < config.steps and not stopped:
-                stop = self._next_stop(step)
+                stop = self._next_stop(step, pace.steps)
                 begun = perf_counter()
                 device = self.advance(device, stop)
-                host["total_seconds"] = host["total_seconds"] + (perf_counter() - begun)
+                took = perf_counter() - begun
+                pace.took(stop - step, took)
+                host["total_seconds"] = host["total_seconds"] + took
                 self._check(device, host, checkpoints, to_result)
                 bar.update(stop - step)
                 step = stop
                 if self._due(step, config.evaluate_every):
                     host = self._evaluate(device, host)
                     stopped = config.patience is not None and host["waited"] >= config.patience
-                told = {"loss": f"{np.mean(device['losses'][step - 1]):.4g}"}
-                if self.prepared.held_out is not None and host["evaluations"]:
-                    told["val"] = f"{np.mean(host['accuracy'][host['evaluations'] - 1]):.4f}"
-                bar.set_postfix(told)
+                if progress:  # or nothing of the losses is read before the end
+                    told = {"loss": f"{np.mean(device['losses'][step - 1]):.4g}"}
+                    if self.prepared.held_out is not None and host["evaluations"]:
+                        told["val"] = f"{np.mean(host['accuracy'][host['evaluations'] - 1]):.4f}"
+                    bar.set_postfix(told)
                 if checkpoints is not None and (self._due(step, config.checkpoint_every) or stopped):
                     checkpoints.save(step, {"device": jax.device_get(device), "host": host})
         return {"device": jax.device_get(device), "host": host}
@@ -217,8 +222,8 @@ class _Run:
     def _due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.config.steps
 
-    def _next_stop(self, step: int) -> int:
-        every = (self.config.block, self.config.evaluate_every, self.config.checkpoint_every)
+    def _next_stop(self, step: int, pace: int) -> int:
+        every = (self.config.block or pace, self.config.evaluate_every, self.config.checkpoint_every)
         return min(self.config.steps, *((step // e + 1) * e for e in every))
 
     def seed(self, params: Any, number: int) -> tuple[Any, Array]:

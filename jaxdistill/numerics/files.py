@@ -7,6 +7,7 @@ import glob
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +35,22 @@ def path_of(file: Any) -> Path | BinaryIO:
     raise InputError(f"a file is a path or an open binary file, not {type(file).__name__}")
 
 
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raise before any work where a file could not be written after it.
+
+    Raises:
+        OutputError: there is no folder that can be written.
+
+    Example:
+        >>> check_folder("not/there.npz")
+        Traceback (most recent call last):
+        jaxdistill.errors.OutputError: cannot write not/there.npz: not is not a folder that can be written
+    """
+    folder = Path(path).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {path}: {folder} is not a folder that can be written")
+
+
 def write_file(file: File, content: bytes) -> Path | BinaryIO:
     """Write to an open file, or atomically to a path.
 
@@ -53,8 +70,10 @@ def write_file(file: File, content: bytes) -> Path | BinaryIO:
 _ABANDONED_SECONDS = 3600
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], None]) -> Path:
     """Write a file beside its target and rename it, so that no reader ever sees half of it.
+
+    The content is bytes, or what writes it to an open file where bytes of all would be too many.
 
     A process that is killed meanwhile leaves a hidden file, ``.NAME.`` and eight letters; whoever writes the
     same target an hour later, or more, deletes it.
@@ -68,7 +87,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
             umask = os.umask(0)
             os.umask(umask)
             Path(beside).chmod(0o666 & ~umask)

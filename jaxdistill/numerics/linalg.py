@@ -51,10 +51,10 @@ def in_float64(function: Callable[..., Any], *args: Any) -> Any:
                 return leaf
             floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
             if isinstance(leaf, jax.Array):
-                leaf = leaf if where.native else jax.device_put(leaf, where.algebra)
+                leaf = leaf if where.home is None else jax.device_put(leaf, where.home)
                 return jnp.asarray(leaf, jnp.float64) if floating else leaf
             # Converted on the host: a program that only changes the type would have to be compiled.
-            return jnp.asarray(np.asarray(leaf, np.float64)) if floating else leaf
+            return jax.device_put(np.asarray(leaf, np.float64)) if floating else leaf
 
         result = function(*jax.tree.map(promote, args))
         return jax.tree.map(np.asarray, result)

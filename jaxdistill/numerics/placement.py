@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.extend.backend import clear_backends
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.numerics.memory import device_bytes, format_bytes
+from jaxdistill.numerics.mesh import DATA, checked_mesh, local_part, mesh_of
 from jaxdistill.numerics.names import check_choice
 
 VARIABLE = "JAXDISTILL_FLOAT64"
@@ -28,6 +30,7 @@ SETTINGS = ("auto", "device", "host")
 _NATIVE = ("cpu", "gpu", "cuda", "rocm")
 
 _chosen: str | None = None
+_mesh: Mesh | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Placement:
         devices: Local devices for features, products, tiles and training.
         algebra: Device for everything in float64.
         native: Whether the devices may hold float64 themselves.
+        feature_parts: Devices in a row that share the columns of features.
 
     Example:
         >>> where = placement()
@@ -48,11 +52,17 @@ class Placement:
     devices: tuple[Any, ...]
     algebra: Any
     native: bool
+    feature_parts: int = 1
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices, and what each of them takes."""
+        return mesh_of(self.devices, self.feature_parts)
 
     @property
     def home(self) -> Any:
-        """Where to put what float64 algebra reads: nowhere else than it is, where the devices do it all."""
-        return None if self.native else self.algebra
+        """Where to put what float64 algebra reads; None where JAX puts it there by itself."""
+        return _unless_default(self.algebra)
 
     @property
     def title(self) -> str:
@@ -72,7 +82,8 @@ def placement() -> Placement:
 
     The setting is what :func:`set_float64` chose, or the environment variable ``JAXDISTILL_FLOAT64``, or
     "auto": the device where it has float64, the host's CPU where not. With several devices of the CPU and
-    the setting "host", the last of them is the host and the others stand for accelerators.
+    the setting "host", the last of them is the host and the others stand for accelerators. The devices are
+    those of the mesh that :func:`over` chose, or all of this process.
 
     Raises:
         InputError: an unknown setting, or one that this machine cannot follow.
@@ -86,10 +97,58 @@ def placement() -> Placement:
             f"float64 has no place on {local[0].platform}, whose compiler refuses it; this machine can "
             f"follow {VARIABLE}=auto or host"
         )
+    own, parts = (local, 1) if _mesh is None else local_part(_mesh)
     if setting == "device" or (setting == "auto" and native):
-        return Placement(local, local[0], True)
+        return Placement(own, own[0], True, parts)
     host = _host(local)
-    return Placement(tuple(d for d in local if d != host) or local, host, local == (host,))
+    if _mesh is None:
+        own = tuple(d for d in local if d != host) or local
+    elif len(own) > 1 and host in own:
+        raise InputError(
+            f"the mesh takes all devices, and {VARIABLE}=host keeps the last of the CPU for float64; leave "
+            f"{host} out of the mesh"
+        )
+    return Placement(own, host, own == (host,), parts)
+
+
+def _unless_default(device: Any) -> Any:
+    """The device, or None if it is the one that JAX takes by itself."""
+    return None if device == local_devices()[0] else device
+
+
+def chosen_mesh() -> Mesh | None:
+    """The mesh of devices that the user chose, those of other processes too; None for what is here."""
+    return _mesh
+
+
+@contextmanager
+def over(mesh: Mesh | None) -> Iterator[None]:
+    """Let the devices of a mesh share the work while the context lasts.
+
+    Rows of data are split over its axis "data", columns of features over its axis "features", and the
+    compiler does the rest. Of a mesh that spans several processes, each works on its own rows with its own
+    devices, and sums are added over the processes at the end of a pass.
+
+    Args:
+        mesh: As of :func:`~jaxdistill.numerics.mesh.make_mesh`; None changes nothing.
+
+    Raises:
+        InputError: a mesh with other axes, or one that splits features over processes.
+
+    Example:
+        >>> from jaxdistill.numerics.mesh import make_mesh
+        >>> with over(make_mesh(1)):
+        ...     len(placement().devices)
+        1
+    """
+    global _mesh
+    before = _mesh
+    if mesh is not None:
+        _mesh = checked_mesh(mesh)
+    try:
+        yield
+    finally:
+        _mesh = before
 
 
 def local_devices() -> tuple[Any, ...]:
@@ -196,14 +255,35 @@ class Side(NamedTuple):
     """Where a piece of work runs.
 
     Args:
-        devices: Devices that share it.
+        mesh: Devices that share it, and what each of them takes.
         wide: Whether they may hold float64: for sums, where the work is in float32.
         home: The first of them, where arrays have to be put there; None where they are there by default.
     """
 
-    devices: tuple[Any, ...]
+    mesh: Mesh
     wide: bool
     home: Any
+
+    @property
+    def devices(self) -> tuple[Any, ...]:
+        """The devices of the mesh."""
+        return tuple(self.mesh.devices.flat)
+
+    def whole_rows(self, size: int) -> int:
+        """A number of rows, or as many more as it takes for every device to have equally many."""
+        parts = self.mesh.shape[DATA]
+        return -(-size // parts) * parts
+
+    def everywhere(self, tree: Any) -> Any:
+        """Copies of arrays on all of the devices."""
+        alone = len(self.devices) == 1
+        return jax.device_put(tree, self.home if alone else NamedSharding(self.mesh, PartitionSpec()))
+
+    def by_row(self, tree: Any) -> Any:
+        """Arrays whose rows are split over the devices; one device takes them as they are."""
+        if len(self.devices) == 1:
+            return tree
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(DATA)))
 
 
 @contextmanager
@@ -219,7 +299,7 @@ def float64_scope() -> Iterator[Placement]:
         dtype('float64')
     """
     where = placement()
-    there = nullcontext() if where.native else jax.default_device(where.algebra)
+    there = nullcontext() if where.home is None else jax.default_device(where.home)
     with jax.enable_x64(True), there, _room_told(where.algebra):
         yield where
 
@@ -248,13 +328,14 @@ def device_scope(dtype: Any, *, wide_sums: bool = False) -> Iterator[Side]:
     """
     if np.dtype(dtype) == np.float64:
         with float64_scope() as where:
-            yield Side(where.devices if where.native else (where.algebra,), True, where.home)
+            yield Side(where.mesh if where.native else mesh_of((where.algebra,)), True, where.home)
         return
     where = placement()
     wide = wide_sums and where.native
-    there = nullcontext() if where.native else jax.default_device(where.devices[0])
+    first = _unless_default(where.devices[0])
+    there = nullcontext() if first is None else jax.default_device(first)
     with jax.enable_x64(wide), there, _room_told(where.devices[0]):
-        yield Side(where.devices, wide, None if where.native else where.devices[0])
+        yield Side(where.mesh, wide, first)
 
 
 @contextmanager

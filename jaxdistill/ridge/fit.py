@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxdistill.errors import ConditioningWarning, InputError, PenaltyError
@@ -13,7 +16,8 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory
-from jaxdistill.numerics.placement import moving_arrays
+from jaxdistill.numerics.placement import moving_arrays, over
+from jaxdistill.numerics.processes import shared_mesh
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
@@ -21,6 +25,7 @@ from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_we
 from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_penalties
+from jaxdistill.ridge.shares import SharedSource
 from jaxdistill.ridge.source import CHUNK_BYTES, AbstractSource
 from jaxdistill.ridge.stream import source_of
 from jaxdistill.ridge.targets import TargetKind
@@ -32,6 +37,25 @@ LAMS = 10.0 ** np.arange(-6.0, 5.75, 0.5)
 CHEAP_FLOPS = 5e10
 
 Validation = float | tuple[Any, Any] | Literal["leave-one-out"]
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is fitted, to what, and in which precision its products are formed."""
+
+    features: AbstractFeatureMap
+    source: AbstractSource
+    intercept: bool
+    dtype: np.dtype
+    progress: bool = False
+
+    def moments(self) -> Moments:
+        """Sums over the source; with an intercept, about a point amid the data."""
+        if isinstance(self.source, MomentsSource):
+            return self.source.moments if self.intercept else self.source.moments.about(0.0, 0.0)
+        return accumulate_moments(
+            self.features, self.source, dtype=self.dtype, shifted=self.intercept, progress=self.progress
+        )
 
 
 @moving_arrays()
@@ -46,6 +70,7 @@ def fit_ridge(
     intercept: bool = False,
     dtype: Any = None,
     key: Array | None = None,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> RidgeModel:
     """Train ``f(x) = phi(x) B``, or ``phi(x) B + b``, by kernel ridge regression.
@@ -78,6 +103,10 @@ def fit_ridge(
         dtype: Precision of features and of the product Phi^T Phi; sums and factorisations are always
             float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x.
         key: Random key, needed only for a fraction that is held out.
+        mesh: Devices that share the work, as of :func:`~jaxdistill.make_mesh`: rows are split over its axis
+            "data", columns of features over its axis "features". Default: all devices of this process share
+            the rows. Of a mesh that spans several processes (``jax.distributed``) each gives its own
+            share of the examples, and all get the same model, bit for bit.
         progress: Whether to show bars.
 
     Returns:
@@ -87,6 +116,7 @@ def fit_ridge(
         InputError: shapes that do not fit, values that are not finite, a validation that makes no sense.
         PenaltyError: a penalty that is negative or not finite.
         MemoryBudgetError: the factorisation would not fit.
+        ProcessError: another process of the job is gone, or has other data.
 
     Warns:
         ConditioningWarning: float64 cannot tell some features apart; names them, and the rank.
@@ -109,16 +139,21 @@ def fit_ridge(
     """
     if key is not None:
         checked_key(key)
-    source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
-    if intercept and source.num_rows == 1:
-        raise InputError("one example fixes an intercept and no weights; give at least 2, or intercept=False")
-    precision = _product_dtype(dtype, source, features.num_features, lam)
-    if lam == "auto":
-        choice = validation, _checked_lams(lams)
-        return _fit_auto(features, source, *choice, intercept, precision, key, progress)
-    lam = check_penalty("lam", lam)
-    moments, path = _factor(features, source, intercept, precision, progress)
-    return _model(features, lam, moments, path, None, source, intercept, precision)
+    with over(mesh):
+        source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+        if shared_mesh() is not None:
+            source = SharedSource.of(source)
+        if intercept and source.num_rows == 1:
+            raise InputError(
+                "one example fixes an intercept and no weights; give at least 2, or intercept=False"
+            )
+        precision = _product_dtype(dtype, source, features.num_features, lam)
+        problem = _Problem(features, source, intercept, precision, progress)
+        if lam == "auto":
+            return _fit_auto(problem, validation, _checked_lams(lams), key)
+        lam = check_penalty("lam", lam)
+        moments, path = _factor(problem)
+        return _model(problem, lam, moments, path)
 
 
 def check_penalty(name: str, value: Any) -> float:
@@ -146,6 +181,12 @@ def _checked_lams(lams: Any) -> np.ndarray:
 
 
 def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: Any) -> np.dtype:
+    if isinstance(source, MomentsSource):  # whose products are formed
+        if dtype not in (None, source.dtype):
+            raise InputError(
+                f"dtype is {np.dtype(dtype)}, and these moments are of {source.dtype}; leave it out"
+            )
+        return source.dtype
     if dtype is not None:
         return np.dtype(dtype)
     n = source.num_rows
@@ -154,12 +195,10 @@ def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: A
     return np.dtype(np.float64) if cheap or exact else source.dtype
 
 
-def _factor(
-    features: AbstractFeatureMap, source: AbstractSource, intercept: bool, dtype: np.dtype, progress: bool
-) -> tuple[Moments, RidgePath | ScaledFactor]:
+def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
     """Moments, and the path by the smaller of the two Gram matrices, or by the features where it must be."""
-    p = features.num_features
-    n = p if source.num_rows is None else source.num_rows
+    p = problem.features.num_features
+    n = p if problem.source.num_rows is None else problem.source.num_rows
     side = min(n, p)
     # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
     require_memory(
@@ -167,22 +206,18 @@ def _factor(
         f"factorising a {side} x {side} Gram matrix of {p} features in float64",
         "use fewer features, fewer examples, or a machine with more memory",
     )
-    if isinstance(source, MomentsSource):
-        moments = source.moments if intercept else source.moments.about(0.0, 0.0)
-    else:
-        moments = accumulate_moments(features, source, dtype=dtype, shifted=intercept, progress=progress)
-    if intercept:
+    moments = problem.moments()
+    if problem.intercept:
         moments = moments.centred()
-    return moments, _path(features, moments, source, intercept, dtype)
+    return moments, _path(problem, moments)
 
 
-def _path(
-    features: AbstractFeatureMap, moments: Moments, source: AbstractSource, intercept: bool, dtype: np.dtype
-) -> RidgePath | ScaledFactor:
+def _path(problem: _Problem, moments: Moments) -> RidgePath | ScaledFactor:
+    features, source, intercept = problem.features, problem.source, problem.intercept
     path = None
     if not badly_scaled(moments.gram):
         if moments.count >= features.num_features:
-            path = in_float64(factor_primal, moments, dtype.name)
+            path = in_float64(factor_primal, moments, problem.dtype.name)
         else:
             path = in_float64(factor_dual, features, *source.arrays(), intercept)
     if path is None or badly_scaled(moments.gram, path.resolution):
@@ -190,70 +225,58 @@ def _path(
     return path
 
 
-def _fit_auto(
-    features: AbstractFeatureMap,
-    source: AbstractSource,
-    validation: Validation,
-    lams: np.ndarray,
-    intercept: bool,
-    dtype: np.dtype,
-    key: Array | None,
-    progress: bool,
-) -> RidgeModel:
-    train, held = source, source
+def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: Array | None) -> RidgeModel:
+    """The penalty that scores best: left out one by one, or by data held out, which are then trained on."""
+    train, held, intercept = problem, problem.source, problem.intercept
     if isinstance(validation, tuple):
-        held = source.like(*validation, name="validation ")
+        held = problem.source.like(*validation, name="validation ")
     elif validation != "leave-one-out":
         if isinstance(validation, str):
             raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
-        train, held = source.hold_out(validation, key)
-    method = "leave-one-out" if held is source else "validation"
-    moments, path = _factor(features, train, intercept, dtype, progress)
+        rest, held = problem.source.hold_out(validation, key)
+        train = dataclasses.replace(problem, source=rest)
+    method = "leave-one-out" if held is problem.source else "validation"
+    moments, path = _factor(train)
     scaled = isinstance(path, ScaledFactor)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
-    interpolates = method == "leave-one-out" and moments.count < features.num_features
+    interpolates = method == "leave-one-out" and moments.count < problem.features.num_features
     selection = score_penalties(
         method,
         path.path if isinstance(path, ScaledFactor) else path,
-        features,
+        problem.features,
         held,
         lams,
         centre=moments if intercept else None,
-        classes=source.target_kind is not TargetKind.REAL,
-        dtype=np.dtype(np.float64) if interpolates or scaled else dtype,
-        progress=progress,
+        classes=problem.source.target_kind is not TargetKind.REAL,
+        dtype=np.dtype(np.float64) if interpolates or scaled else problem.dtype,
+        progress=problem.progress,
     )
     lam = selection.lam
-    if train is source:
-        return _model(features, lam, moments, path, selection, source, intercept, dtype)
+    if train is problem:
+        return _model(problem, lam, moments, path, selection)
 
-    # After the choice, the part that was held out is trained on too.
-    more = accumulate_moments(features, held, dtype=dtype, shifted=intercept)
     # About zero both add as they are; moving sums about another point costs several passes over G.
+    more = dataclasses.replace(problem, source=held, progress=False).moments()
     everything = moments.merge(more).centred() if intercept else moments.plus(more)
     if not isinstance(path, ScaledFactor):
-        definite = moments.count >= features.num_features and path.eigenvalues[0] > path.resolution
+        definite = moments.count >= problem.features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
-            weights = in_float64(solve, everything, lam)
-            return _model(features, lam, everything, path, selection, source, intercept, dtype, weights)
+            return _model(problem, lam, everything, path, selection, in_float64(solve, everything, lam))
     # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
-    path = _path(features, everything, source, intercept, dtype)
-    return _model(features, lam, everything, path, selection, source, intercept, dtype)
+    return _model(problem, lam, everything, _path(problem, everything), selection)
 
 
 def _model(
-    features: AbstractFeatureMap,
+    problem: _Problem,
     lam: float,
     moments: Moments,
     factor: RidgePath | ScaledFactor,
-    selection: LamSelection | None,
-    source: AbstractSource,
-    intercept: bool,
-    dtype: np.dtype,
+    selection: LamSelection | None = None,
     weights: np.ndarray | None = None,
 ) -> RidgeModel:
     """The model, its weights measured; where they do not solve the problem, from the features themselves."""
-    kind = source.target_kind
+    features, source, intercept = problem.features, problem.source, problem.intercept
+    kind, dtype = source.target_kind, problem.dtype
     if isinstance(factor, ScaledFactor):
         path, dropped = factor.path, factor.dropped
     else:
@@ -289,7 +312,7 @@ def _model(
             _warn(model, solution, weak)
     elif not (solution.solved and _resolved(path, lam, dtype)):
         again = factor_scaled(features, source, moments, intercept=intercept)
-        return _model(features, lam, moments, again, selection, source, intercept, dtype)
+        return _model(problem, lam, moments, again, selection)
     return model
 
 

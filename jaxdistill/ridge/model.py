@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError
@@ -16,7 +17,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.names import check_choice
-from jaxdistill.numerics.placement import device_scope, moving_arrays
+from jaxdistill.numerics.placement import device_scope, moving_arrays, over
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.residual import ModelResidual, model_residual
@@ -226,11 +227,12 @@ class RidgeModel:
         outputs = matmul(self.features(x), jnp.asarray(self.weights, x.dtype))
         return outputs if self.intercept is None else outputs + jnp.asarray(self.intercept, x.dtype)
 
-    def predict(self, x: Any, *, progress: bool = False) -> np.ndarray:
+    def predict(self, x: Any, *, mesh: Mesh | None = None, progress: bool = False) -> np.ndarray:
         """Predictions for any number of inputs, in batches, in the precision of the inputs.
 
         Args:
             x: Inputs, shape (n, d).
+            mesh: Devices that share the rows, as for :func:`~jaxdistill.fit_ridge`.
             progress: Whether to show a bar.
 
         Returns:
@@ -239,7 +241,7 @@ class RidgeModel:
         Raises:
             InputError: the inputs have another shape, are not floating point, or not finite.
         """
-        return predict(self.features, self.weights, x, intercept=self.intercept, progress=progress)
+        return predict(self.features, self.weights, x, intercept=self.intercept, mesh=mesh, progress=progress)
 
 
 @jax.jit
@@ -254,19 +256,20 @@ def predict(
     x: Any,
     *,
     intercept: Any | None = None,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> np.ndarray:
     """Evaluate ``phi(x) B``, with an intercept ``phi(x) B + b``, in batches, in the precision of ``x``."""
     x = as_floats("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
     if x.ndim != 2 or x.shape[1] != features.num_inputs:
         raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
-    size = chunk_rows(features.num_features, max(len(x), 1))
-    chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
     parts: Iterable[np.ndarray]
-    with device_scope(x.dtype) as side:
+    with over(mesh), device_scope(x.dtype) as side:
+        size = side.whole_rows(chunk_rows(features.num_features, max(len(x), 1)))
+        chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
         weights = np.asarray(weights, x.dtype)
         level = np.zeros(weights.shape[1]) if intercept is None else intercept
         level = np.asarray(level, x.dtype)
-        features = jax.device_put(features, side.home)
-        parts = [np.asarray(_predict_chunk(features, weights, level, chunk[0])) for chunk, _ in chunks]
+        fixed = side.everywhere((features, weights, level))
+        parts = [np.asarray(_predict_chunk(*fixed, side.by_row(chunk[0]))) for chunk, _ in chunks]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

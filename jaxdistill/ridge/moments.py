@@ -13,9 +13,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
+from jaxdistill.numerics.gram import cut_strips, gram_strips, join_strips
 from jaxdistill.numerics.linalg import HIGHEST, matmul
-from jaxdistill.numerics.placement import device_scope
+from jaxdistill.numerics.mesh import DATA, FEATURES
+from jaxdistill.numerics.placement import Side, device_scope
+from jaxdistill.numerics.processes import gathered, summed
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.numerics.two_sum import TwoSum, add_all
 from jaxdistill.ridge.source import AbstractSource, padded
@@ -87,7 +91,7 @@ class Moments:
         dtype: Any = None,
         *,
         about: tuple[Float[Array, " p"], Float[Array, " k"]] | None = None,
-    ) -> Self:
+    ) -> Moments:
         """Moments of one block: products in the precision of the features, sums in ``dtype``; pure.
 
         Args:
@@ -97,28 +101,8 @@ class Moments:
             dtype: Type of the sums; default that of the features.
             about: The point (s, t), rounded to the precision of the features and of the sums; default zero.
         """
-        dtype = features.dtype if dtype is None else dtype
-        y = targets.astype(dtype)
-        if about is None:
-            s, t = jnp.zeros(features.shape[1], features.dtype), jnp.zeros(y.shape[1], dtype)
-        else:
-            s, t = about[0].astype(features.dtype), about[1].astype(dtype)
-            features, y = features - s[None], y - t[None]
-        ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
-        sums = _column_sums(features, ones, dtype), matmul(ones, y)
-        if weight is not None:
-            root = jnp.sqrt(weight)[:, None]
-            features = features * root.astype(features.dtype)
-            y = y * root.astype(dtype)
-        return cls(
-            matmul(features.T, features).astype(dtype),
-            matmul(features.T, y.astype(features.dtype)).astype(dtype),
-            matmul(y.T, y),
-            jnp.sum(ones),
-            *sums,
-            s.astype(dtype),
-            t,
-        )
+        sums: Any = _block_sums(features, targets, weight, dtype, about)
+        return replace(sums, gram=join_strips(sums.gram))
 
     def update(self, features: Float[Array, "n p"], targets: Float[Array, "n k"]) -> Moments:
         """Add a block of examples."""
@@ -188,6 +172,39 @@ class Moments:
         return self.about(self.feature_mean, self.target_mean)
 
 
+def _block_sums(
+    features: Float[Array, "n p"],
+    targets: Float[Array, "n k"],
+    weight: Float[Array, " n"] | None,
+    dtype: Any,
+    about: tuple[Float[Array, " p"], Float[Array, " k"]] | None,
+    blocks: int | None = None,
+) -> Moments:
+    """Moments of one block, of :meth:`Moments.from_features`, with G as strips of its upper triangle."""
+    dtype = features.dtype if dtype is None else dtype
+    y = targets.astype(dtype)
+    if about is None:
+        s, t = jnp.zeros(features.shape[1], features.dtype), jnp.zeros(y.shape[1], dtype)
+    else:
+        s, t = about[0].astype(features.dtype), about[1].astype(dtype)
+        features, y = features - s[None], y - t[None]
+    ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
+    sums = _column_sums(features, ones, dtype), matmul(ones, y)
+    if weight is not None:
+        root = jnp.sqrt(weight)[:, None]
+        features = features * root.astype(features.dtype)
+        y = y * root.astype(dtype)
+    return Moments(
+        tuple(strip.astype(dtype) for strip in gram_strips(features, blocks)),
+        matmul(features.T, y.astype(features.dtype)).astype(dtype),
+        matmul(y.T, y),
+        jnp.sum(ones),
+        *sums,
+        s.astype(dtype),
+        t,
+    )
+
+
 def _column_sums(rows: Float[Array, "n p"], weight: Float[Array, " n"], dtype: Any) -> Float[Array, " p"]:
     """Weighted sum of rows: of a few in their precision, of those in ``dtype``; cheap beside a product."""
     n, p = rows.shape
@@ -205,16 +222,59 @@ def _shapes(num_features: int, num_targets: int) -> tuple[tuple[int, ...], ...]:
     return (*((p + p), (p + k), (k + k), ()), p, k, p, k)
 
 
-def _shardings(devices: tuple[Any, ...]) -> tuple[NamedSharding, NamedSharding]:
-    """Rows split over the devices, and copies on all of them."""
-    mesh = Mesh(np.asarray(devices), ("rows",))
-    return NamedSharding(mesh, PartitionSpec("rows")), NamedSharding(mesh, PartitionSpec())
+class _Split(NamedTuple):
+    """Where what lies if one device has no room for G: each holds some of its rows.
+
+    Args:
+        features: Of a chunk, rows and columns.
+        lines: What has a line for every feature.
+        copies: All else.
+    """
+
+    features: NamedSharding
+    lines: NamedSharding
+    copies: NamedSharding
+
+    @classmethod
+    def over(cls, mesh: Mesh, num_features: int) -> Self | None:
+        """As the mesh has it; None where features stay together."""
+        parts = mesh.shape[FEATURES]
+        if num_features % parts:
+            raise InputError(
+                f"{num_features} features cannot be split evenly over the {parts} devices of the mesh's "
+                f"'{FEATURES}' axis; use a number of features that they divide"
+            )
+        specs = PartitionSpec(DATA, FEATURES), PartitionSpec(FEATURES), PartitionSpec()
+        return cls(*(NamedSharding(mesh, spec) for spec in specs)) if parts > 1 else None
+
+    def of(self, sums: Moments | _ShortSums) -> Any:
+        """The place of each array of sums."""
+        if isinstance(sums, _ShortSums):
+            return _ShortSums(self.lines, self.lines, self.lines)
+        lines = dict.fromkeys(("gram", "cross", "feature_sum"), self.lines)
+        return replace(jax.tree.map(lambda _: self.copies, replace(sums, gram=0.0)), **lines)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _add_chunk(moments: Moments, features: AbstractFeatureMap, x: Array, y: Array, mask: Array) -> Moments:
+@partial(jax.jit, static_argnums=5, donate_argnums=0)
+def _add_chunk(
+    moments: Moments,
+    features: AbstractFeatureMap,
+    x: Array,
+    y: Array,
+    mask: Array,
+    split: _Split | None = None,
+) -> Moments:
+    """Add a chunk to moments whose G is in strips; features may be split over devices."""
     point = moments.feature_shift, moments.target_shift
-    return moments.plus(Moments.from_features(features(x), y, mask, moments.gram.dtype, about=point))
+    dtype, blocks = moments.cross.dtype, None if split is None else 1
+    rows = _rows_of(features, x, split)
+    total = moments.plus(_block_sums(rows, y, mask, dtype, point, blocks))
+    return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
+
+
+def _rows_of(features: AbstractFeatureMap, x: Array, split: _Split | None) -> Array:
+    rows = features(x)
+    return rows if split is None else jax.lax.with_sharding_constraint(rows, split.features)
 
 
 class _ShortSums(NamedTuple):
@@ -225,14 +285,25 @@ class _ShortSums(NamedTuple):
     feature_sum: TwoSum | Any
 
 
-@partial(jax.jit, donate_argnums=0)
+@partial(jax.jit, static_argnums=6, donate_argnums=0)
 def _add_chunk_in_two(
-    sums: _ShortSums, features: AbstractFeatureMap, x: Array, y: Array, mask: Array, shift: Array
+    sums: _ShortSums,
+    features: AbstractFeatureMap,
+    x: Array,
+    y: Array,
+    mask: Array,
+    shift: Array,
+    split: _Split | None = None,
 ) -> _ShortSums:
     """Add a chunk, of whose targets the shift is subtracted already."""
     about = shift, jnp.zeros(y.shape[1], y.dtype)
-    block = Moments.from_features(features(x), y, mask, about=about)
-    return _ShortSums(*add_all(tuple(sums), (block.gram, block.cross, block.feature_sum)))
+    blocks = None if split is None else 1
+    block = _block_sums(_rows_of(features, x, split), y, mask, None, about, blocks)
+    total = _ShortSums(*add_all(tuple(sums), (block.gram, block.cross, block.feature_sum)))
+    return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
+
+
+_whole = jax.jit(join_strips)
 
 
 def _mean(rows: Any, mask: Any) -> Any:
@@ -259,35 +330,36 @@ def _in_two(sums: Any) -> TwoSum:
 class _Accumulator:
     """Moments of the chunks so far, in float64 on the devices, or in two float32 numbers and on the host."""
 
-    def __init__(
-        self, features: AbstractFeatureMap, num_targets: int, devices: tuple[Any, ...], wide: bool
-    ) -> None:
-        self.by_row, self.everywhere = _shardings(devices)
-        self.features = jax.device_put(features, self.everywhere)
+    def __init__(self, features: AbstractFeatureMap, num_targets: int, side: Side) -> None:
+        self.side, p = side, features.num_features
+        self.split = _Split.over(side.mesh, p)
+        self.copies = NamedSharding(side.mesh, PartitionSpec())
+        self.features = jax.device_put(features, self.copies)
         # From the host: JAX would compile a program for each array of zeros.
-        self.zeros = Moments(*(np.zeros(s) for s in _shapes(features.num_features, num_targets)))
+        self.zeros = Moments(*(np.zeros(s) for s in _shapes(p, num_targets)))
         self.sums: Any = None
-        # A CPU alone takes the rows without a copy.
-        self.copied = [device.platform for device in devices] != ["cpu"]
-        self.wide, self.own = wide, self.zeros
+        self.wide, self.own = side.wide, self.zeros
 
     def begin(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
-        """Choose the point that sums are about, from the first chunk."""
+        """Choose the point that sums are about, from the first chunk; that of the first process for all."""
         if shifted:
-            s, t = _middle(self.features, x, mask), _mean(y, mask)
-            s, t = (np.asarray(a, np.float64) for a in (s, t))
+            s, t = _middle(self.features, *self.side.by_row((x, mask))), _mean(y, mask)
+            point = gathered(np.concatenate([np.asarray(a, np.float64) for a in (s, t)]))[0]
+            s, t = np.split(point, [len(s)])
             self.own = replace(self.zeros, feature_shift=s, target_shift=t)
         self.go_on(self.own)
 
     def go_on(self, moments: Moments) -> None:
         """Begin from moments: those of nothing, or of the first chunks."""
-        self.own = moments
+        self.own, place = moments, self.copies
+        strips = cut_strips(moments.gram, None if self.split is None else 1)
         if self.wide:
-            self.sums = jax.device_put(moments, self.everywhere)
-            return
-        parts = (moments.gram, moments.cross, moments.feature_sum)
-        self.sums = jax.device_put(_ShortSums(*map(_in_two, parts)), self.everywhere)
-        self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), self.everywhere)
+            sums = replace(moments, gram=strips)
+        else:
+            parts = (strips, moments.cross, moments.feature_sum)
+            sums = _ShortSums(*(jax.tree.map(_in_two, part) for part in parts))
+            self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), place)
+        self.sums = jax.device_put(sums, place if self.split is None else self.split.of(sums))
 
     def add(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
         """Add a chunk; on its way to the devices while they work on the one before."""
@@ -304,28 +376,29 @@ class _Accumulator:
                 count=own.count + mask.sum(dtype=np.float64),
             )
             y = y.astype(np.float32)
-        block = (x, y, mask)
-        if self.copied:
-            block = jax.device_put(block, self.by_row)
+        block = self.side.by_row((x, y, mask))
         # Rows are read while the device works, but only one chunk ahead of it.
         jax.block_until_ready(self.sums)
         if self.wide:
-            self.sums = _add_chunk(self.sums, self.features, *block)
+            self.sums = _add_chunk(self.sums, self.features, *block, self.split)
         else:
-            self.sums = _add_chunk_in_two(self.sums, self.features, *block, self.shift)
+            self.sums = _add_chunk_in_two(self.sums, self.features, *block, self.shift, self.split)
 
     def total(self) -> Moments:
         """The moments, read back once."""
         if self.sums is None:
             return self.zeros
         if self.wide:
-            return jax.tree.map(np.asarray, self.sums)
-        return replace(
-            self.own,
-            gram=self.sums.gram.to_float64(),
-            cross=self.sums.cross.to_float64(),
-            feature_sum=self.sums.feature_sum.to_float64(),
-        )
+            return jax.tree.map(np.asarray, replace(self.sums, gram=_joined(self.sums.gram)))
+        parts = [TwoSum(*(_joined(tuple(half)) for half in zip(*self.sums.gram, strict=True)))]
+        parts += self.sums.cross, self.sums.feature_sum
+        gram, cross, feature_sum = (part.to_float64() for part in parts)
+        return replace(self.own, gram=gram, cross=cross, feature_sum=feature_sum)
+
+
+def _joined(strips: tuple[Array, ...]) -> Array:
+    """The matrix of strips; of one strip nothing has to be compiled."""
+    return strips[0] if len(strips) == 1 else _whole(strips)
 
 
 def accumulate_moments(
@@ -354,15 +427,18 @@ def accumulate_moments(
     Returns:
         Moments as float64 NumPy arrays.
     """
-    size, bar = source.chunk_size, "moments" if progress else None
     start = 0 if begin is None else int(begin.count)
     total = None if source.num_rows is None else source.num_rows - start
     with device_scope(dtype, wide_sums=True) as side:
-        sums = _Accumulator(features, source.num_targets, side.devices, side.wide)
+        sums = _Accumulator(features, source.num_targets, side)
         if begin is not None:
             sums.go_on(begin)
+        size, bar = side.whole_rows(source.chunk_size), "moments" if progress else None
         for (x, y), mask in padded(source.chunks(start), size, total=total, progress=bar):
             sums.add(x.astype(dtype, copy=False), y, mask, shifted)
             if each is not None:
                 each(sums.total)
-        return sums.total()
+        total = sums.total()
+    # The point is the same in all processes.
+    shift = {"feature_shift": total.feature_shift, "target_shift": total.target_shift}
+    return replace(jax.tree.map(summed, total), **shift)

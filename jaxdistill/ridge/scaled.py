@@ -21,6 +21,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.processes import gathered, shared_mesh
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.path import RidgePath
 from jaxdistill.ridge.residual import column_sizes
@@ -110,10 +111,14 @@ def _triangle(
     """
     first = 0 if point is None else 1
     end = first + features.num_features
-    triangle = np.zeros((end + source.num_targets,) * 2)
+    triangle: np.ndarray = np.zeros((end + source.num_targets,) * 2)
     bar = "QR factorisation" if progress else None
     for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
         triangle = in_float64(_add_rows, triangle, features, *arrays, mask, point)
+    if (
+        shared_mesh() is not None
+    ):  # of the rows of all processes: from their triangles, in the same order in all
+        triangle = np.asarray(np.linalg.qr(np.concatenate(list(gathered(triangle))), mode="r"))
     return triangle[first:end, first:end], triangle[first:end, end:]
 
 
@@ -147,8 +152,7 @@ def factor_scaled(
     """
     import scipy.linalg  # heavy, and needed here only
 
-    n, p = source.num_rows, features.num_features
-    assert n is not None  # moments took a pass over them
+    n, p = int(moments.count), features.num_features
     if n >= p:
         point = (moments.feature_shift, moments.target_shift) if intercept else None
         triangle, right = _triangle(features, source, point, progress)

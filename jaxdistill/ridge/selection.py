@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.placement import device_scope, float64_scope
+from jaxdistill.numerics.processes import summed
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.source import AbstractSource, padded
@@ -144,14 +145,15 @@ def score_penalties(
     with device_scope(dtype, wide_sums=True) as side:
         fixed: list[Any] = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
-        features = jax.device_put(features, side.home)
-        bar = method if progress else None
-        for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
-            block = [a.astype(dtype, copy=False) for a in (*arrays, mask)]
+        features, fixed = side.everywhere((features, fixed))
+        size, bar = side.whole_rows(source.chunk_size), method if progress else None
+        for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
+            block = side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)])
             more_squared, more_wrong = _score_chunk(left_out, features, *fixed, *block)
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
             rows += int(mask.sum())
+    squared, wrong, rows = summed(squared), summed(wrong), int(summed(np.asarray(rows)))
     # Infinite for a leverage of one: such an example says nothing of the rest.
     squared = np.where(np.isfinite(squared), squared / rows, np.inf)
     rates = np.where(np.isfinite(squared), wrong / rows, np.inf)

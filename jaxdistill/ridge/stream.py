@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any, NoReturn, Self, TypeVar, final
 import numpy as np
 from jaxtyping import Array
 
-from jaxdistill.data.rows import AbstractRows, ChunkRows, Pair
+from jaxdistill.data.rows import AbstractRows, ChunkRows, Pair, check_finite_piece, recut
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.ridge.source import NO_CLASSES, AbstractSource, ArraySource, chunk_rows, data_dtype_of
@@ -75,20 +76,26 @@ class StreamSource(AbstractSource):
             InputError: no rows, or shapes and types that do not fit.
         """
         rows = rows if isinstance(rows, AbstractRows) else ChunkRows(rows)
-        pieces = iter(rows.pieces())
-        first = next(pieces, None)
-        if first is None:
-            raise InputError("the stream holds no chunk; an iterator may be used up already")
-        x, y = _floats(first, 0)
+        pieces, read = iter(rows.pieces()), list[Pair]()
+        for piece in pieces:
+            read.append(piece)
+            if len(piece[0]):
+                break
+        else:
+            raise InputError("the stream holds no chunk with rows; an iterator may be used up already")
+        number = len(read) - 1
+        x, y = _floats(read[-1], number)
         if x.ndim != 2 or (num_inputs is not None and x.shape[1] != num_inputs):
             expected = "d" if num_inputs is None else num_inputs
-            raise InputError(f"chunk 0 has inputs of shape {x.shape}, expected (rows, {expected})")
+            raise InputError(f"chunk {number} has inputs of shape {x.shape}, expected (rows, {expected})")
         if y.ndim != 2:
-            raise InputError(f"chunk 0 has targets of shape {y.shape}, expected (rows, k); {NO_CLASSES}")
+            raise InputError(
+                f"chunk {number} has targets of shape {y.shape}, expected (rows, k); {NO_CLASSES}"
+            )
         # Unlike arrays that are there anyway, chunks that wait take memory: inputs count too.
         n = _MANY if rows.num_rows is None else max(rows.num_rows, 1)
         size = chunk_rows(max(num_features, x.shape[1]), n)
-        pending = _again(first, pieces) if rows.once else None
+        pending = itertools.chain(read, pieces) if rows.once else None
         found = data_dtype_of(x)
         return cls(rows, x.shape[1], y.shape[1], x.dtype, found, size, _Seen(rows.num_rows, pending=pending))
 
@@ -110,7 +117,7 @@ class StreamSource(AbstractSource):
             InputError: a chunk that does not fit, a value that is not finite, a stream that ends early, or an
                 iterator that is used up.
         """
-        return prefetched(self._cut(start), _AHEAD)
+        return prefetched(recut(self._checked(start), self.chunk_size), _AHEAD)
 
     def hold_out(self, fraction: Any, key: Array | None) -> NoReturn:
         """Refused: a stream has no order at random.
@@ -123,46 +130,31 @@ class StreamSource(AbstractSource):
             "(x, y), or leave validation at 'leave-one-out'"
         )
 
-    def _cut(self, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Chunks of equal size; a chunk that lies within a piece is a view of it."""
-        size, count = self.chunk_size, 0
-        held: list[tuple[np.ndarray, np.ndarray]] = []
-        for piece in self._checked(start):
-            held.append(piece)
-            count += len(piece[0])
-            if count < size:
-                continue
-            x, y = held[0] if len(held) == 1 else (np.concatenate(part) for part in zip(*held, strict=True))
-            whole = count - count % size
-            for first in range(0, whole, size):
-                yield x[first : first + size], y[first : first + size]
-            # A copy, so that the rest does not keep its piece alive.
-            held, count = ([(x[whole:].copy(), y[whole:].copy())] if count > whole else []), count - whole
-        if count:
-            x, y = (np.concatenate(part) for part in zip(*held, strict=True))
-            yield x, y
-
     def _checked(self, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pieces in floating point, of the shape and type of the first, with nothing that is not finite."""
-        row = start
+        row, target_dtype = start, None
         for number, piece in enumerate(self._pieces(start)):
             x, y = _floats(piece, number)
-            for name, part, width in (("inputs", x, self.num_inputs), ("targets", y, self.num_targets)):
+            if not len(x):
+                continue
+            target_dtype = target_dtype or y.dtype
+            for name, part, width, dtype in (
+                ("inputs", x, self.num_inputs, self.dtype),
+                ("targets", y, self.num_targets, target_dtype),
+            ):
                 if part.ndim != 2 or part.shape[1] != width or len(part) != len(x):
                     raise InputError(
                         f"chunk {number}, from row {row} on, has {name} of shape {part.shape}, expected "
                         f"({len(x)}, {width}) as in the first chunk"
                     )
-            if x.dtype != self.dtype:
-                raise InputError(
-                    f"chunk {number}, from row {row} on, has inputs of type {x.dtype} and the first chunk "
-                    f"{self.dtype}; give all in one type"
-                )
-            for name, part in (("inputs", x), ("targets", y)):
-                _check_finite(name, part, number, row)
-            if len(x):
-                self.seen.kinds.add(detect_targets(y))
-                yield x, y
+                if part.dtype != dtype:
+                    raise InputError(
+                        f"chunk {number}, from row {row} on, has {name} of type {part.dtype} and the first "
+                        f"chunk {dtype}; give all in one type"
+                    )
+                check_finite_piece(name, part, number, row)
+            self.seen.kinds.add(detect_targets(y))
+            yield x, y
             row += len(x)
         if self.seen.rows not in (None, row):
             raise InputError(
@@ -259,25 +251,6 @@ class _Done(Exception):
     """No item is left."""
 
 
-def _again(first: Pair, rest: Iterator[Pair]) -> Iterator[Pair]:
-    yield first
-    yield from rest
-
-
 def _floats(piece: Pair, number: int) -> tuple[np.ndarray, np.ndarray]:
     x = as_floats(f"chunk {number}, inputs:", piece[0], finite=False)
     return x, as_floats(f"chunk {number}, targets:", piece[1], finite=False, cure=NO_CLASSES)
-
-
-def _check_finite(name: str, part: np.ndarray, number: int, row: int) -> None:
-    # A sum is one pass without a temporary; only where it is not finite the place is looked for.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(part, dtype=np.float64)):
-            return
-    places = np.argwhere(~np.isfinite(part))
-    if len(places):
-        r, column = (int(i) for i in places[0])
-        raise InputError(
-            f"chunk {number} has {part[r, column]} in column {column} of the {name}, in its row {r}, "
-            f"row {row + r} of all; mend it or leave that example out"
-        )

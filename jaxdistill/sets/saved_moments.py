@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import monotonic
@@ -18,7 +17,7 @@ from jaxdistill.data.transforms import rebuild_preprocess
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.features.stored import parts_of, rebuild
-from jaxdistill.numerics.files import write_atomically
+from jaxdistill.numerics.files import check_folder, write_atomically
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
 from jaxdistill.ridge.source import AbstractSource
@@ -29,7 +28,7 @@ from jaxdistill.sets.artifact import arrays_under
 from jaxdistill.sets.checks import check_parameters, understood
 
 # What the file says it is, and the number of its format.
-_PROGRAM, _FORMAT = "jaxdistill moments", 1
+_PROGRAM, _FORMAT = "jaxdistill moments", 2
 
 
 @final
@@ -41,6 +40,7 @@ class SavedMoments:
         moments: Of features and targets, about a point within the first chunk.
         features: The feature map.
         preprocess: What inputs went through before it, or None.
+        class_names: Names of the classes, or None.
         target_kind: What the targets of the rows read so far are.
         product_dtype: Precision of the products.
         data_dtype: The coarsest type that holds the inputs.
@@ -52,6 +52,7 @@ class SavedMoments:
     moments: Moments
     features: AbstractFeatureMap
     preprocess: AbstractPreprocess | None
+    class_names: tuple[str, ...] | None
     target_kind: TargetKind
     product_dtype: str
     data_dtype: str
@@ -100,6 +101,7 @@ class SavedMoments:
             ),
             "number of targets": str(self.moments.cross.shape[1]),
             "kind of targets": self.target_kind.value,
+            "class names": json.dumps(self.class_names),
             "precision of products": self.product_dtype,
         }
 
@@ -150,6 +152,7 @@ class SavedMoments:
             "preprocess": None
             if transform is None
             else {"kind": transform.kind, "settings": transform.settings()},
+            "class_names": self.class_names,
             "targets": self.target_kind.value,
             "product_dtype": self.product_dtype,
             "data_dtype": self.data_dtype,
@@ -163,9 +166,7 @@ class SavedMoments:
             arrays |= {f"preprocess/{name}": value for name, value in transform.arrays().items()}
         arrays["meta"] = np.array(json.dumps(meta, sort_keys=True))
         arrays["digest"] = np.array(digest_arrays(arrays))
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        return write_atomically(path, buffer.getvalue())
+        return write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **code: Any) -> Self:
@@ -181,7 +182,8 @@ class SavedMoments:
         """
         path = Path(path)
         if not path.is_file():
-            raise ArtifactError(f"{path} does not exist; make one with collect_moments")
+            problem = "is no file" if path.exists() else "does not exist"
+            raise ArtifactError(f"{path} {problem}; make one with: jaxdistill moments fit")
         with path.open("rb") as file:
             arrays = read_archive(file, path)
         with understood(path):
@@ -214,6 +216,7 @@ class SavedMoments:
             None
             if transform is None
             else rebuild_preprocess(transform["kind"], transform["settings"], before),
+            None if told["class_names"] is None else tuple(map(str, told["class_names"])),
             TargetKind(told["targets"]),
             np.dtype(told["product_dtype"]).name,
             np.dtype(told["data_dtype"]).name,
@@ -230,6 +233,7 @@ def collect_moments(
     *,
     path: str | os.PathLike[str],
     preprocess: AbstractPreprocess | None = None,
+    class_names: Sequence[str] | None = None,
     dtype: Any = None,
     every: float = 60.0,
     progress: bool = False,
@@ -246,6 +250,7 @@ def collect_moments(
         y: Targets; None with a stream.
         path: The file.
         preprocess: What the inputs went through, for the record.
+        class_names: Names of the classes, for the record.
         dtype: Precision of features and products; default that of the inputs.
         every: Seconds between two times that the file is written.
         progress: Whether to show a bar.
@@ -267,12 +272,14 @@ def collect_moments(
         ...     jd.fit_ridge(saved.features, saved.source(), lam=1.0).weights.shape
         (3, 3)
     """
+    check_folder(path)
     source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
     p, k = features.num_features, source.num_targets
     start = SavedMoments(
         Moments.without_sums(np.zeros((p, p)), np.zeros((p, k)), np.zeros((k, k)), np.float64(0)),
         features,
         preprocess,
+        None if class_names is None else tuple(class_names),
         source.target_kind,
         (source.dtype if dtype is None else np.dtype(dtype)).name,
         source.data_dtype.name,

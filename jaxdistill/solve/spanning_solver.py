@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.linalg import check_finite, in_float32, in_float64
 from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.pace import Pace
 from jaxdistill.numerics.placement import moving_arrays, placement
 from jaxdistill.solve.box import checked_box
 from jaxdistill.solve.ladder import Rung
@@ -36,9 +37,8 @@ from jaxdistill.solve.spanning_step import (
     SpanningMethod,
     begin_steps,
     find_directions,
-    finish_steps,
-    spanning_steps,
 )
+from jaxdistill.solve.spanning_walk import Walk, finish_walk, measure_walk, walk_on
 
 # Unknowns p r up to which the matrix of a step is formed: 8 * 2560^2 bytes, 0.1 s to factorise on two cores.
 DIRECT_LIMIT = 2560
@@ -59,6 +59,9 @@ DOWNHILL, UPHILL = 1.0, 2.0
 SHARE = 2 / 3
 # Rounding of phi(Xs)^T M in float64: a multiple of eps that grows with the size of the sum.
 ROUNDING = 64 * float(np.finfo(np.float64).eps)
+# Where devices have no float64: residual down to which they step on their own, and steps between two looks in
+# float64. It is looked at after a fixed number, so that results do not hang on the clock.
+NARROW, NARROW_STEPS = 1e-5, 5
 
 
 def choose_method(
@@ -215,32 +218,71 @@ def solve_spanning(
     return SpanningSolution(x[chosen], np.asarray(states.mix)[chosen], report)
 
 
+def on_accelerator() -> bool:
+    """Whether steps run where a compiled loop is as fast as its steps, and the host is far away."""
+    return placement().devices[0].platform != "cpu"
+
+
 class _Run:
-    """The loop over steps, with its budget and its bar."""
+    """The loop over walks, with its budget and its bar."""
 
     def __init__(
         self, phi: FeatureFunction, method: SpanningMethod, tolerance: float, steps: int, deadline: float
     ) -> None:
-        self.phi, self.method, self.tolerance = phi, method, tolerance
+        self.phi, self.tolerance = phi, tolerance
         self.steps, self.deadline, self.taken = steps, deadline, 0
         self.bar: Any = None
+        self.native, self.loop, self.pace = placement().native, on_accelerator(), Pace()
+        self.settings: Any = {"method": method, "most_iterations": MOST_ITERATIONS}
 
-    def step(
-        self, problem: SpanningProblem, states: SpanningState, ceilings: np.ndarray, pull: float = 0.0
-    ) -> SpanningState:
-        settings: Any = {"method": self.method, "most_iterations": MOST_ITERATIONS}
-        if placement().native:
-            function = partial(spanning_steps, **settings)
-            states = in_float64(function, self.phi, problem, states, pull, ceilings, INNER_TOLERANCE)
-        else:  # the same in three parts: only the middle one is for devices without float64
-            function = partial(find_directions, **settings)
-            right, seen, unturn = in_float64(begin_steps, self.phi, problem, states, pull)
-            changes = in_float32(function, self.phi, seen, right, problem.mobility, INNER_TOLERANCE)
-            states = in_float64(finish_steps, self.phi, problem, states, changes, unturn, pull, ceilings)
-        self.taken += 1
-        self.bar.update()
-        self.bar.set_postfix_str(f"residual {np.min(states.residual):.1e}", refresh=False)
-        return states
+    def go(self, problem: SpanningProblem, leg: _Leg, progress: float, most: int, pull: float = 0.0) -> None:
+        """Go on with a leg for so many steps at most, or for fewer until the next look at it."""
+        walk, began = leg.walk, perf_counter()
+        if self.native:
+            # The first step of a pull leads away from what is exact.
+            exact = -1.0 if pull else self.tolerance
+            stop = walk.taken + min(most, self.pace.steps if self.loop else 1)
+            leg.walk = self.walk_on(in_float64, problem, walk, leg.uphill, progress, exact, stop, pull)
+        elif self.loop and leg.narrow and not pull and walk.marks[-1] > NARROW:
+            ahead = dataclasses.replace(walk, found=np.zeros_like(walk.found))
+            stop = walk.taken + min(most, NARROW_STEPS)
+            exact = max(self.tolerance, NARROW)
+            ahead = self.walk_on(in_float32, problem, ahead, leg.uphill, progress, exact, stop, pull)
+            leg.walk, leg.narrow = in_float64(measure_walk, self.phi, problem, walk, ahead)
+        else:
+            leg.walk = self.refine(problem, walk, leg.uphill, pull)
+        steps = int(leg.walk.taken - walk.taken)
+        self.pace.took(steps, perf_counter() - began)
+        self.taken += steps
+        self.bar.update(steps)
+        self.bar.set_postfix_str(f"residual {leg.walk.marks[-1]:.1e}", refresh=False)
+
+    def walk_on(
+        self,
+        door: Callable[..., Any],
+        problem: SpanningProblem,
+        walk: Walk,
+        uphill: float,
+        progress: float,
+        exact: float,
+        stop: Any,
+        pull: float,
+    ) -> Walk:
+        """Steps by one program, in the precision behind the door."""
+        function = partial(walk_on, loop=self.loop, **self.settings)
+        while True:
+            walk = door(
+                function, self.phi, problem, walk, pull, uphill, progress, exact, INNER_TOLERANCE, stop
+            )
+            if walk.taken >= stop or walk.marks[-1] <= exact or walk.stalled(progress):
+                return walk
+
+    def refine(self, problem: SpanningProblem, walk: Walk, uphill: float, pull: float) -> Walk:
+        """One step in three parts, of which only the middle one is for devices without float64."""
+        function = partial(find_directions, **self.settings)
+        right, seen, unturn = in_float64(begin_steps, self.phi, problem, walk.states, pull)
+        changes = in_float32(function, self.phi, seen, right, problem.mobility, INNER_TOLERANCE)
+        return in_float64(finish_walk, self.phi, problem, walk, changes, unturn, pull, uphill)
 
     def climb(
         self, problem: SpanningProblem, begins: Sequence[Callable[[], SpanningState | None]]
@@ -259,19 +301,15 @@ class _Run:
             begun = begin()
             if begun is None:
                 continue
-            best = (
-                _Best(begun, np.full(len(begun.residual), number))
-                if best is None
-                else best.nearer(begun, number)
-            )
             until = self.share(last=number == len(begins) - 1)
             for uphill in (UPHILL,) if legs else (DOWNHILL, UPHILL):
-                legs.append(_Leg(number, uphill, begun))
+                legs.append(_Leg.begin(number, uphill, begun, best))
                 best, outcome = self.advance(problem, legs[-1], best, PROGRESS_DOWNHILL, until)
                 if outcome is not SpanningOutcome.STALLED:
                     return best.states, outcome, best.rungs
         assert best is not None
-        leg = min(legs[1:], key=lambda leg: np.nan_to_num(leg.marks[-1], nan=np.inf))
+        leg = min(legs[1:], key=lambda leg: leg.walk.marks[-1])
+        leg.walk = dataclasses.replace(leg.walk, best=best.states, found=np.zeros_like(leg.walk.found))
         best, outcome = self.advance(problem, leg, best, PROGRESS, (self.steps, self.deadline))
         return best.states, outcome, best.rungs
 
@@ -286,32 +324,35 @@ class _Run:
         self,
         problem: SpanningProblem,
         leg: _Leg,
-        best: _Best,
+        best: _Best | None,
         progress: float,
         until: tuple[float, float],
     ) -> tuple[_Best, SpanningOutcome]:
         """Go on with a leg while it comes nearer and its share of the budget lasts."""
-        while not leg.stalled(progress):
-            if leg.marks[-1] <= self.tolerance:
-                return best, SpanningOutcome.REACHED
-            if self.taken >= self.steps:
-                return best, SpanningOutcome.STEPS
+        outcome = SpanningOutcome.STALLED
+        while not leg.walk.stalled(progress):
             now = perf_counter()
-            if now >= self.deadline:
-                return best, SpanningOutcome.SECONDS
-            if self.taken >= until[0] or now >= until[1]:
-                break
-            before = leg.states.iterations
-            leg.step(partial(self.step, problem))
-            best = best.nearer(leg.states, leg.rung, leg.states.iterations - before)
-        return best, SpanningOutcome.STALLED
+            if leg.walk.marks[-1] <= self.tolerance:
+                outcome = SpanningOutcome.REACHED
+            elif self.taken >= self.steps:
+                outcome = SpanningOutcome.STEPS
+            elif now >= self.deadline:
+                outcome = SpanningOutcome.SECONDS
+            elif self.taken < until[0] and now < until[1]:
+                self.go(problem, leg, progress, math.ceil(min(self.steps, until[0])) - self.taken)
+                continue
+            break
+        walk = leg.walk
+        rungs = np.full(len(walk.found), leg.rung) if best is None else best.rungs
+        return _Best(walk.best, np.where(walk.found, leg.rung, rungs)), outcome
 
     def drawn_back(self, problem: SpanningProblem, states: SpanningState, rounds: int) -> SpanningState:
         """Draw exact sets back to their starts while that brings them nearer, and make them exact again."""
         distance = np.linalg.norm(states.x - problem.start)
         for _ in range(rounds):
-            tried = self.step(problem, states, np.full(len(states.residual), np.inf), pull=1.0)
-            tried, outcome, _ = self.climb(problem, [lambda tried=tried: tried])
+            leg = _Leg.begin(0, math.inf, states, None)
+            self.go(problem, leg, PROGRESS, 1, pull=1.0)
+            tried, outcome, _ = self.climb(problem, [lambda leg=leg: leg.walk.states])
             nearer = np.linalg.norm(tried.x - problem.start)
             if outcome is not SpanningOutcome.REACHED or nearer >= distance:
                 break
@@ -319,43 +360,28 @@ class _Run:
         return states
 
 
+@dataclasses.dataclass
 class _Leg:
-    """A walk from where a rung begins: downhill, or uphill within a factor of the least residual so far."""
+    """A walk from where a rung begins: downhill, or uphill within a factor of the least residual so far.
 
-    def __init__(self, rung: int, uphill: float, begun: SpanningState) -> None:
-        self.rung, self.uphill, self.states = rung, uphill, begun
-        self.lowest = np.asarray(begun.residual)
-        self.marks = [self.lowest.min()]
+    On devices without float64 it is in float32 as long as that has the digits (``narrow``).
+    """
 
-    def stalled(self, progress: float) -> bool:
-        """Whether it has not come nearer by this factor of late."""
-        # Written so that a residual that is not a number counts as stalled.
-        return len(self.marks) > PATIENCE and not self.marks[-1] <= progress * self.marks[-1 - PATIENCE]
+    rung: int
+    uphill: float
+    walk: Walk
+    narrow: Any = True
 
-    def step(self, step: Callable[[SpanningState, np.ndarray], SpanningState]) -> None:
-        self.states = step(self.states, self.uphill * self.lowest)
-        self.lowest = np.minimum(self.lowest, self.states.residual)
-        self.marks.append(self.lowest.min())
+    @classmethod
+    def begin(cls, rung: int, uphill: float, begun: SpanningState, best: _Best | None) -> _Leg:
+        return cls(rung, uphill, Walk.begin(begun, None if best is None else best.states, PATIENCE))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Best:
+class _Best(NamedTuple):
     """Of every start the state of the smallest residual so far, and the rung that it was found on."""
 
     states: SpanningState
     rungs: np.ndarray
-
-    def nearer(self, states: SpanningState, rung: int, iterations: Any = 0) -> _Best:
-        """The better of two for every start; in NumPy, which keeps float64. Iterations add up."""
-        old = np.asarray(self.states.residual)
-        lower = (np.asarray(states.residual) < old) | np.isnan(old)
-
-        def choose(new: Any, old: Any) -> np.ndarray:
-            return np.where(lower.reshape(-1, *[1] * (np.ndim(new) - 1)), new, old)
-
-        kept = jax.tree.map(choose, states, self.states)
-        kept = dataclasses.replace(kept, iterations=self.states.iterations + iterations)
-        return _Best(kept, np.where(lower, rung, self.rungs))
 
 
 def _checked(weights: Any, start: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -400,7 +426,7 @@ def _begin(
             residual=relative_residual(features, mix, basis),
             damping=jnp.asarray(FIRST_DAMPING, x.dtype),
             held=jnp.zeros(x.shape, bool),
-            iterations=jnp.zeros((), jnp.int64),
+            iterations=jnp.zeros((), jnp.int32),
         )
 
     return jax.vmap(begin)(jnp.clip(starts, problem.low[None, None], problem.high[None, None]))

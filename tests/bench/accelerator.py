@@ -1,9 +1,10 @@
 """What an accelerator does with the package: checked, then timed beside floors measured in the same run.
 
-``python tests/bench/accelerator.py [--quick] [--seconds 330] [--out DIR]``, with PYTHONPATH at the checkout.
+``python tests/bench/accelerator.py [--quick] [--seconds 350] [--out DIR]``, with PYTHONPATH at the checkout.
 It needs what JAX users have (jax, flax, optax, orbax). MNIST and CIFAR-10 come from the folder that
-JAXDISTILL_DATA_DIR names, or else are random data of their shapes. Each stage runs once cold and then warm;
-none begins after the seconds given. It writes accelerator_DEVICE.json and accelerator_DEVICE.md.
+JAXDISTILL_DATA_DIR names, or else are random data of their shapes. Each stage runs once cold and then warm.
+It writes accelerator_DEVICE.json and accelerator_DEVICE.md after every section, goes on where one fails,
+begins no stage in the last sixth of the seconds given, and ends itself when they are over.
 
 The floor of a stage is what its products, its factorisation and its copies take alone, at the rates measured
 here: products in float32 (HIGHEST) and float64, copies from the host, eigh in float64. That of a solver is
@@ -15,13 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+import threading
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,81 +29,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from stages import Bench, fastest, markdown
 
 import jaxdistill as jd
 from jaxdistill import kip
-from jaxdistill.errors import DatasetError
 from jaxdistill.features import Encoder
 from jaxdistill.kernels import NTK
 from jaxdistill.kernels.tiles import TiledKernel, kernel_matrix
 from jaxdistill.networks import make_network
 from jaxdistill.numerics.linalg import in_float64, matmul
-from jaxdistill.numerics.placement import device_scope, float64_scope, placement
+from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.ridge.moments import accumulate_moments
 from jaxdistill.ridge.path import factor_primal
 from jaxdistill.ridge.source import ArraySource
 from jaxdistill.solve.spanning_solver import solve_spanning
 
 SHAPES = {"mnist": (60000, (28, 28, 1)), "cifar10": (50000, (32, 32, 3))}
+# Seconds that one solution of the spanning equations may take.
+MOST_SECONDS = 20.0
 # Seconds of KIP at 1, 10 and 50 per class, and of the analytic set (CHW, network features, one A5000 GPU).
 PUBLISHED = {1: (159, 16), 10: (554, 16), 50: (3114, 16)}
-
-
-@dataclass
-class Row:
-    """One stage: whether it is right, what it takes, what it could not do without."""
-
-    stage: str
-    check: str
-    cold: float | None = None
-    warm: float | None = None
-    floor: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        return self.warm / self.floor if self.warm and self.floor else None
-
-
-class Bench:
-    """Rows so far, the rates that floors are made of, and the time that is left."""
-
-    def __init__(self, quick: bool, seconds: float) -> None:
-        self.quick, self.end, self.rows, self.rates = quick, perf_counter() + seconds, [], {}
-        self.repeats = 2 if quick else 3
-        # Operations and bytes a second, by measure_rates.
-        self.float32 = self.float64 = self.copy = 1.0
-
-    def stage(
-        self,
-        name: str,
-        run: Callable[[], Any],
-        check: Callable[[Any], str],
-        floor: float | Callable[[], float] | None = None,
-        repeats: int | None = None,
-    ) -> Any:
-        """Run cold, check, run warm; the fastest counts. A stage that fails is a row, and no end."""
-        if perf_counter() > self.end:
-            self.rows.append(Row(name, "not run: no time was left"))
-            return None
-        try:
-            cold, result = timed(run)
-            told = check(result)
-            times = [timed(run)[0] for _ in range(self.repeats if repeats is None else repeats)]
-            least = floor() if callable(floor) else floor
-        except Exception as error:  # what fails on a machine seen for the first time is what this is for
-            self.rows.append(Row(name, f"FAILED: {type(error).__name__}: {error}".splitlines()[0][:200]))
-            print(self.rows[-1].check, file=sys.stderr)
-            return None
-        row = Row(name, told, cold, min(times, default=cold), least)
-        self.rows.append(row)
-        print(f"{name:<44} cold {cold:7.2f} s, warm {row.warm:8.4f} s  {told}", file=sys.stderr)
-        return result
-
-
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    begun = perf_counter()
-    result = jax.block_until_ready(run())
-    return perf_counter() - begun, result
 
 
 def measure_rates(bench: Bench) -> None:
@@ -139,27 +84,26 @@ def eigh_alone(bench: Bench, gram: np.ndarray) -> float:
     return seconds
 
 
-def fastest(run: Callable[[], Any], times: int = 3) -> float:
-    jax.block_until_ready(run())
-    return min(timed(run)[0] for _ in range(times))
+def on_disk(name: str) -> bool:
+    """Whether a data set is in the folder, where nothing has to be fetched for it."""
+    folder = Path(os.environ.get("JAXDISTILL_DATA_DIR", "/nowhere"))
+    return (folder / f"{name}.npz").is_file() or (folder / name).is_dir()
 
 
+@cache
 def load(name: str, quick: bool) -> tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Inputs in standard units and centred class rows, of the data where they are there."""
     n, shape = SHAPES[name]
     n, tests = (2000, 500) if quick else (n, 10000)
     if quick:
         shape = (shape[0] // 4, shape[1] // 4, shape[2])
-    try:
-        if quick:
-            raise DatasetError("small shapes are random")
-        data = jd.load_dataset(name)
-    except DatasetError:
+    if quick or not on_disk(name):
         rng = np.random.default_rng(0)
         y = rng.integers(0, 10, n + tests)
         means = rng.standard_normal((10, int(np.prod(shape))), np.float32)
         x = means[y] + 3 * rng.standard_normal((n + tests, int(np.prod(shape))), np.float32)
         return f"random, {name}'s shape", x[:n], jd.one_hot(y[:n], 10, centred=True), x[n:], y[n:]
+    data = jd.load_dataset(name)
     scale = jd.Standardize.fit(data.x_train)
     x, t = scale.forward(data.x_train[:n]), scale.forward(data.x_test[:tests])
     return name, x, jd.one_hot(data.y_train[:n], 10, centred=True), t, data.y_test[:tests]
@@ -202,7 +146,8 @@ def linear_stages(bench: Bench, name: str) -> None:
         return f"error {error:.0e}" if error < 1e-10 else f"WRONG by {error:.0e}"
 
     factor = eigh_alone(bench, moments.gram)
-    bench.stage(f"path, {title}", lambda: in_float64(factor_primal, moments, "float32"), decomposed, factor)
+    path = partial(in_float64, factor_primal, moments, "float32")
+    bench.stage(f"path, {title}", path, decomposed, factor, repeats=1)
     key = jax.random.key(0)
     model = bench.stage(
         f"fit, lam given, {title}",
@@ -257,7 +202,7 @@ def spanning_stages(bench: Bench) -> None:
         found: dict[str, Any] = {}
 
         def run(phi: Any = phi, head: Any = head, start: Any = start, found: Any = found) -> Any:
-            left = max(10.0, bench.end - perf_counter())
+            left = max(1.0, min(MOST_SECONDS, bench.end - perf_counter()))
             found["report"] = solve_spanning(phi, head, start, steps=steps, seconds=left).report  # noqa: B023
             return None
 
@@ -266,7 +211,8 @@ def spanning_stages(bench: Bench) -> None:
             said = "exact" if report.reached else "NOT EXACT"
             return f"{said}, residual {report.residual:.0e}, {report.steps} steps, {report.method.name}"
 
-        bench.stage(name, run, check, partial(_passes, phi, start, found), repeats=1)
+        floor = partial(_passes, phi, start, found)
+        bench.section(name, partial(bench.stage, name, run, check, floor, repeats=1))
 
 
 def _passes(phi: Any, start: np.ndarray, found: dict[str, Any]) -> float:
@@ -283,7 +229,7 @@ def _passes(phi: Any, start: np.ndarray, found: dict[str, Any]) -> float:
     return (found["report"].steps + found["report"].iterations) * one
 
 
-def kip_stages(bench: Bench) -> list[dict[str, Any]]:
+def kip_stages(bench: Bench) -> None:
     """KIP on moments at 1, 10 and 50 per class, beside the analytic set of the same model."""
     title, x, y, t, classes = load("mnist", bench.quick)
     d = x.shape[1]
@@ -291,43 +237,47 @@ def kip_stages(bench: Bench) -> list[dict[str, Any]]:
     begun = perf_counter()
     model = jd.fit_ridge(phi, x, y, lam=10.0, dtype=np.float32)
     fit = perf_counter() - begun
-    table = []
     for ipc in (1, 2) if bench.quick else (1, 10, 50):
-        m, steps = 10 * ipc, 20 if bench.quick else 500
-        config = kip.KipConfig(ipc=ipc, steps=steps, block=steps, labels="solved")
-        # Features and their gradient, Phis G, the system: products in float32 and one in float64.
-        floor = 6 * m * d * d / bench.float32 + (2 * m * d * d + 2 * m * m * d) / bench.float64
+        told = (bench, ipc, title, model, x, y, t, classes, fit)
+        bench.section(f"KIP, {ipc} per class", partial(kip_beside_analytic, *told))
 
-        def run(config: Any = config) -> Any:
-            return _Held(kip.train(model, x, y, config, key=jax.random.key(1)))
 
-        def falls(held: Any) -> str:
-            loss = held.value.history.loss[:, 0]
-            return f"loss {loss[0]:.4f} to {loss[-1]:.4f}" if loss[-1] < loss[0] else "LOSS DOES NOT FALL"
+def kip_beside_analytic(
+    bench: Bench, ipc: int, title: str, model: Any, x: Any, y: Any, t: Any, classes: Any, fit: float
+) -> None:
+    """A row of that table."""
+    d, m, steps = x.shape[1], 10 * ipc, 20 if bench.quick else 500
+    config = kip.KipConfig(ipc=ipc, steps=steps, labels="solved")
+    # Features and their gradient, Phis G, the system: products in float32 and one in float64.
+    floor = 6 * m * d * d / bench.float32 + (2 * m * d * d + 2 * m * m * d) / bench.float64
 
-        name = f"KIP, {steps} steps, {ipc} per class, {title}"
-        held = bench.stage(name, run, falls, steps * floor, repeats=1)
-        if held is None:
-            continue
-        begun = perf_counter()
-        small = jd.distill(model, ipc=ipc, dtype=np.float32, key=jax.random.key(2))
-        analytic = perf_counter() - begun
-        score = jd.certify(model, held.value.sets[0], t, classes)
-        own = jd.certify(model, small, t, classes)
-        row = bench.rows[-1]
-        table.append(
-            {
-                "per class": ipc,
-                "KIP seconds": row.warm,
-                "KIP step, ms": 1e3 * held.value.history.total_seconds / steps,
-                "KIP accuracy": score.accuracy_distilled,
-                "analytic seconds": fit + analytic,
-                "analytic accuracy": own.accuracy_distilled,
-                "analytic exact": own.exact,
-                "published KIP, analytic": PUBLISHED.get(ipc),
-            }
-        )
-    return table
+    def run() -> Any:
+        return _Held(kip.train(model, x, y, config, key=jax.random.key(1)))
+
+    def falls(held: Any) -> str:
+        loss = held.value.history.loss[:, 0]
+        return f"loss {loss[0]:.4f} to {loss[-1]:.4f}" if loss[-1] < loss[0] else "LOSS DOES NOT FALL"
+
+    held = bench.stage(f"KIP, {steps} steps, {ipc} per class, {title}", run, falls, steps * floor, repeats=1)
+    if held is None:
+        return
+    took = bench.rows[-1].warm or bench.rows[-1].cold
+    begun = perf_counter()
+    small = jd.distill(model, ipc=ipc, dtype=np.float32, key=jax.random.key(2))
+    analytic = perf_counter() - begun
+    score = jd.certify(model, held.value.sets[0], t, classes)
+    own = jd.certify(model, small, t, classes)
+    row = {
+        "per class": ipc,
+        "KIP seconds": took,
+        "KIP step, ms": 1e3 * held.value.history.total_seconds / steps,
+        "KIP accuracy": score.accuracy_distilled,
+        "analytic seconds": fit + analytic,
+        "analytic accuracy": own.accuracy_distilled,
+        "analytic exact": own.exact,
+        "published KIP, analytic": PUBLISHED.get(ipc),
+    }
+    bench.table.append(row)
 
 
 def kernel_stages(bench: Bench) -> None:
@@ -349,11 +299,7 @@ def kernel_stages(bench: Bench) -> None:
 
 def whole_process(bench: Bench) -> None:
     """``jaxdistill distill``, a process of its own: cold, then with its programs kept."""
-    try:
-        jd.load_dataset("mnist")
-        dataset = "digits" if bench.quick else "mnist"
-    except DatasetError:
-        dataset = "digits"
+    dataset = "mnist" if on_disk("mnist") and not bench.quick else "digits"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "jaxdistill", "distill", "--dataset", dataset, "--json"]
         command += ["--out", str(Path(folder) / "out")]
@@ -363,9 +309,11 @@ def whole_process(bench: Bench) -> None:
         }
 
         def run() -> Any:
-            made = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, check=False)
+            left = max(10.0, bench.end - perf_counter())
+            told_to: Any = {"capture_output": True, "text": True, "check": False, "timeout": left}
+            made = subprocess.run(command, env=os.environ | told, **told_to)
             if made.returncode:
-                raise RuntimeError(made.stderr.strip().splitlines()[-1])
+                raise RuntimeError((made.stderr.strip() or f"exit {made.returncode}").splitlines()[-1])
             return _Held(json.loads(made.stdout))
 
         def check(held: Any) -> str:
@@ -374,57 +322,25 @@ def whole_process(bench: Bench) -> None:
         bench.stage(f"jaxdistill distill --dataset {dataset}", run, check, repeats=1)
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """The table of a report."""
-    lines = [f"# {report['device']}", "", f"{report['versions']}; float64 {report['float64']}.", ""]
-    lines += ["| rate | measured |", "| --- | --- |"]
-    lines += [f"| {name} | {value:.4g} |" for name, value in report["rates"].items()]
-    lines += [
-        "",
-        "| stage | cold s | warm s | floor s | ratio | check |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in report["rows"]:
-        numbers = (row["cold"], row["warm"], row["floor"], row["ratio"])
-        cells = " | ".join("" if value is None else f"{value:.3g}" for value in numbers)
-        lines.append(f"| {row['stage']} | {cells} | {row['check']} |")
-    table = report["kip against analytic"]
-    if table:
-        lines += ["", f"| {' | '.join(table[0])} |", f"| {' | '.join(['---'] * len(table[0]))} |"]
-        for row in table:
-            cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description="Check and time the package on this accelerator.")
     parser.add_argument("--quick", action="store_true", help="small shapes, to try the script")
-    parser.add_argument("--seconds", type=float, default=330, help="no stage begins later")
+    parser.add_argument("--seconds", type=float, default=350, help="most that it takes")
     parser.add_argument("--out", type=Path, default=Path())
     options = parser.parse_args(arguments)
-    bench = Bench(options.quick, options.seconds)
-    measure_rates(bench)
-    linear_stages(bench, "mnist")
-    linear_stages(bench, "cifar10")
-    table = kip_stages(bench)
-    kernel_stages(bench)
-    spanning_stages(bench)
-    whole_process(bench)
-    device = jax.local_devices()[0].device_kind
-    report = {
-        "device": device,
-        "versions": f"Python {platform.python_version()}, JAX {jax.__version__}",
-        "float64": placement().title,
-        "quick": options.quick,
-        "rates": bench.rates,
-        "rows": [asdict(row) | {"ratio": row.ratio} for row in bench.rows],
-        "kip against analytic": table,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / f"accelerator_{''.join(c if c.isalnum() else '_' for c in device.lower())}"
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1, default=float) + "\n")
-    stem.with_suffix(".md").write_text(markdown(report))
+    bench = Bench(options.quick, options.seconds, options.out)
+    alarm = threading.Timer(options.seconds, bench.over)
+    alarm.daemon = True
+    alarm.start()
+    bench.section("rates", partial(measure_rates, bench))
+    for name in SHAPES:
+        bench.section(f"linear, {name}", partial(linear_stages, bench, name))
+    bench.section("KIP", partial(kip_stages, bench))
+    bench.section("whole process", partial(whole_process, bench))
+    bench.section("kernels", partial(kernel_stages, bench))
+    bench.section("spanning", partial(spanning_stages, bench))
+    alarm.cancel()
+    report = bench.write()
     print(markdown(report))
     return report
 

@@ -11,6 +11,7 @@ import pytest
 import jaxdistill as jd
 from jaxdistill.data import tfds_source
 from jaxdistill.data.datasets import load_dataset
+from jaxdistill.data.opened import open_training
 from jaxdistill.errors import DatasetError
 
 # Everything is prepared for real, and without a network.
@@ -242,6 +243,20 @@ def test_a_split_streamed_into_a_fit_gives_the_model_of_its_arrays(prepared):
     np.testing.assert_allclose(found.weights, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ("tiny", "tiny_validation", "tiny_train", "tiny_plain"))
+def test_the_training_part_is_opened_as_it_is_loaded(prepared, monkeypatch, name):
+    monkeypatch.setenv("JAXDISTILL_DATA_DIR", str(prepared / "array_record"))
+    monkeypatch.setattr(tfds_source, "BATCH_SIZE", 7)
+    found, expected = open_training(name), load_dataset(name)
+    assert (found.name, found.class_names) == (name, expected.class_names)
+    assert found.rows.num_rows == len(expected.y_train)
+    for start in (0, 8):
+        x, y = (np.concatenate(part) for part in zip(*found.rows.pieces(start), strict=True))
+        assert (x.dtype, y.dtype) == (np.float32, np.int64)
+        np.testing.assert_array_equal(x, expected.x_train[start:])
+        np.testing.assert_array_equal(y, expected.y_train[start:])
+
+
 def test_tfrecord_is_streamed_from_any_row_on(prepared):
     code = (
         "import sys; import numpy as np; from pathlib import Path;"
@@ -249,7 +264,7 @@ def test_tfrecord_is_streamed_from_any_row_on(prepared):
         "t.BATCH_SIZE = 7; one, two = (t.open_split('tiny', data_dir=Path(sys.argv[1]) / kind) "
         "for kind in ('tfrecord', 'array_record'));"
         "print(all(np.array_equal(a, b) for s in (0, 9) for p, q in zip(one.pieces(s), two.pieces(s), "
-        "strict=True) for a, b in zip(p, q, strict=True)))"
+        "strict=True) for a, b in zip(p, q, strict=True)) and np.array_equal(one.labels(), two.labels()))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, str(prepared)], capture_output=True, text=True, timeout=120

@@ -68,9 +68,9 @@ def test_killed_and_resumed_is_bit_for_bit_unbroken(tmp_path):
     assert again.wait() == 0 and unbroken.wait() == 0
     assert not (tmp_path / "b" / "195.orbax-checkpoint-tmp").exists()
     assert whole.read_bytes() == broken.read_bytes()
-    first, second = (np.load(f"{path}.all.npz") for path in (whole, broken))
-    for name in ("x", "y", "loss", "val"):
-        assert first[name].tobytes() == second[name].tobytes()
+    with np.load(f"{whole}.all.npz") as first, np.load(f"{broken}.all.npz") as second:
+        for name in ("x", "y", "loss", "val"):
+            assert first[name].tobytes() == second[name].tobytes()
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_field(setting, tmp_path):
@@ -135,8 +135,8 @@ def test_divergence_names_the_step_and_keeps_the_last_good_state(setting, tmp_pa
     ) as caught:
         run(setting, optimiser=bomb, checkpoint=tmp_path)
     assert str(tmp_path / "last_good.npz") in str(caught.value)
-    good = np.load(tmp_path / "last_good.npz")
-    assert np.all(np.isfinite(good["inputs"])) and np.all(np.isfinite(good["labels"]))
+    with np.load(tmp_path / "last_good.npz") as good:
+        assert np.all(np.isfinite(good["inputs"])) and np.all(np.isfinite(good["labels"]))
     assert isinstance(caught.value.result, kip.KipResult) and caught.value.result.steps == 7
     same = {**setting, "x": np.repeat(setting["x"][:1], 150, axis=0)}
     with pytest.raises(DivergenceError, match="the first: the examples to start from are dependent"):

@@ -125,17 +125,30 @@ def spoiled(part, row, column, value):
         ([*cut(*problem(), 100), problem(5, d=7)], r"chunk 2, from row 300 on, has inputs of shape \(5, 7\)"),
         ([*cut(*problem()), problem(5, k=2)], r"chunk 1, from row 300 on, has targets of shape \(5, 2\)"),
         ([*cut(*problem()), problem(5, dtype=np.float32)], "type float32 and the first chunk float64"),
+        (
+            [*cut(*problem()), (np.ones((5, 6)), np.ones((5, 3), np.float32))],
+            "chunk 1, from row 300 on, has targets of type float32 and the first chunk float64",
+        ),
         ([*cut(*problem()), (np.ones((2, 6), int), np.ones((2, 3)))], "chunk 1, inputs: has type int64"),
         ([(np.ones((2, 6)), np.ones((2, 3), int))], "chunk 0, targets: has type int64; turn class numbers"),
         ([problem(5, d=7)], r"chunk 0 has inputs of shape \(5, 7\), expected \(rows, 6\)"),
         ([(np.ones((2, 6)), np.ones(2))], r"chunk 0 has targets of shape \(2,\)"),
         ([], "holds no chunk"),
+        ([(np.ones((0, 6)), np.ones((0, 3)))] * 2, "holds no chunk with rows"),
         (3, "chunks of .* not from int"),
     ],
 )
 def test_a_bad_chunk_is_named(chunks, told):
     with pytest.raises(InputError, match=told):
         jd.fit_ridge(jd.features.Linear(6), chunks, lam=1.0)
+
+
+def test_chunks_without_rows_say_nothing_of_the_rest():
+    x, y = problem()
+    none = np.zeros((0, 6), np.float32), np.zeros((0, 3), np.float32)
+    for chunks in ([none, *cut(x, y, 10), none], iter([none, *cut(x, y, 10), none])):
+        model = jd.fit_ridge(jd.features.Linear(6), chunks, lam=1.0)
+        assert (model.data_dtype, model.moments.count) == ("float64", 300)
 
 
 def test_a_stream_that_ends_early_says_after_which_row():

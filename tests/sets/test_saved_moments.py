@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jaxdistill as jd
-from jaxdistill.errors import ArtifactError, InputError
+from jaxdistill.errors import ArtifactError, InputError, OutputError
 from jaxdistill.ridge import moments
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.sets.saved_moments import SavedMoments, collect_moments
@@ -181,11 +181,16 @@ def others(tmp_path):
         "number of targets": (PHI, x, y[:, :2] + y[:, 2:] / 2, {}),
         "kind of targets": (PHI, x, y - 1 / 3, {}),
         "precision of products": (PHI, x, y, {"dtype": "float64"}),
+        "class names": (PHI, x, y, {"class_names": "abc"}),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ("feature map", "preprocessing", "number of targets", "kind of targets", "precision of products")
+    "name",
+    (
+        *("feature map", "preprocessing", "number of targets", "kind of targets", "precision of products"),
+        "class names",
+    ),
 )
 def test_moments_of_something_else_are_not_added_and_the_difference_is_named(tmp_path, name):
     first = collect_moments(PHI, *data(), path=tmp_path / "a.npz")
@@ -230,6 +235,17 @@ def test_another_file_is_no_file_of_moments(tmp_path):
         SavedMoments.load(tmp_path / "set.npz")
     with pytest.raises(ArtifactError, match="does not exist"):
         SavedMoments.load(tmp_path / "no.npz")
+    with pytest.raises(ArtifactError, match="is no file"):
+        SavedMoments.load(tmp_path)
+    with pytest.raises(OutputError, match="no is not a folder that can be written"):  # before any row is read
+        collect_moments(PHI, pieces(x, y, 0), path=tmp_path / "no" / "m.npz")
+
+
+def test_products_of_moments_have_the_precision_that_they_were_formed_in(tmp_path):
+    source = collect_moments(PHI, *data(), path=tmp_path / "m.npz").source()
+    assert jd.fit_ridge(PHI, source, lam=1.0).product_dtype == "float32"
+    with pytest.raises(InputError, match="these moments are of float32"):
+        jd.fit_ridge(PHI, source, lam=1.0, dtype="float64")
 
 
 def test_an_iterator_can_be_collected_and_cannot_go_on(tmp_path):

@@ -24,11 +24,12 @@ from jaxdistill.solve.spanning import (
 )
 from jaxdistill.solve.spanning_report import SpanningOutcome
 from jaxdistill.solve.spanning_solver import choose_method, solve_spanning
-from jaxdistill.solve.spanning_step import SpanningMethod, spanning_steps
+from jaxdistill.solve.spanning_step import SpanningMethod
+from jaxdistill.solve.spanning_walk import walk_on
 from jaxdistill.solve.tangent import jacobians, tangent_gram
 
 D, P, K = 8, 26, 3
-cache_size: Any = getattr(spanning_steps, "_cache_size")  # noqa: B009
+cache_size: Any = getattr(walk_on, "_cache_size")  # noqa: B009
 features_of = compiled(lambda phi, x: phi(x))
 
 

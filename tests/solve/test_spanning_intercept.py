@@ -15,9 +15,10 @@ from jaxdistill.features import Linear, RandomNetwork
 from jaxdistill.solve.projection import project
 from jaxdistill.solve.spanning import least_squares_mix, orthonormal_basis, spanning_count, spanning_mix
 from jaxdistill.solve.spanning_solver import solve_spanning
-from jaxdistill.solve.spanning_step import SpanningMethod, spanning_steps
+from jaxdistill.solve.spanning_step import SpanningMethod
+from jaxdistill.solve.spanning_walk import walk_on
 
-cache_size: Any = getattr(spanning_steps, "_cache_size")  # noqa: B009
+cache_size: Any = getattr(walk_on, "_cache_size")  # noqa: B009
 features_of = compiled(lambda phi, x: phi(x))
 D, P, K = 6, 24, 2
 

@@ -1,0 +1,29 @@
+"""How often a loop on a device is looked at: often enough for a bar, and never for its own sake."""
+
+from __future__ import annotations
+
+# Seconds between two looks: a bar moves, and a time limit is kept, while the visit itself costs nothing.
+_BETWEEN = 0.2
+
+
+class Pace:
+    """Steps to take before the next look: what takes a fifth of a second, but twice the last at most.
+
+    The first, which is compiled, tells little, and what it tells is forgotten in a few looks.
+
+    Example:
+        >>> pace = Pace()
+        >>> pace.took(pace.steps, seconds=5.0), pace.took(pace.steps, seconds=0.01)
+        (1, 2)
+        >>> pace.took(pace.steps, seconds=0.02)
+        4
+    """
+
+    def __init__(self) -> None:
+        self.steps = 1
+
+    def took(self, steps: int, seconds: float) -> int:
+        """The number of steps before the next look, after some that took so long."""
+        fitting = int(_BETWEEN * steps / max(seconds, 1e-9))
+        self.steps = max(1, min(2 * self.steps, fitting))
+        return self.steps
