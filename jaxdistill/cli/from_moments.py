@@ -34,7 +34,8 @@ def add_moments_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--moments",
         metavar="FILE",
-        help="instead of data and features: a file of jaxdistill moments; give --lam NUMBER, too",
+        help="instead of data and features: a file of jaxdistill moments; lam is then chosen by generalised "
+        "cross-validation",
     )
 
 
@@ -58,16 +59,14 @@ def check_moments(options: argparse.Namespace) -> None:
         raise InputError(
             f"--{name} begins with real examples, and moments hold none; leave one of the two out"
         )
-    if options.lam == "auto":
-        raise InputError("lam is chosen by examples, and moments hold none; give --lam NUMBER")
 
 
-def fit_moments(options: argparse.Namespace, lam: float, watch: Any) -> tuple[MomentsTask, Any]:
+def fit_moments(options: argparse.Namespace, lam: Any, watch: Any) -> tuple[MomentsTask, Any]:
     """What is known of the data, and the full model.
 
     Args:
         options: What the parser made of the command.
-        lam: Penalty.
+        lam: Penalty, or "auto".
         watch: Stopwatch of the stages.
 
     Raises:
@@ -89,6 +88,6 @@ def fit_moments(options: argparse.Namespace, lam: float, watch: Any) -> tuple[Mo
         names = tuple(map(str, range(source.num_targets)))
     with watch.stage("fit"):
         intercept = names is None if options.intercept is None else options.intercept
-        model = fit_ridge(saved.features, source, lam=lam, intercept=intercept)
+        model = fit_ridge(saved.features, source, lam=lam, validation="generalised", intercept=intercept)
     transform = saved.preprocess or Identity((source.num_inputs,))
     return MomentsTask(options.moments, transform, names), model

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxdistill.cli.steps import default_ipc, given, write_files
+from jaxdistill.cli.steps import default_ipc, features_for, given, load_task, write_files
 from jaxdistill.errors import BudgetError, InputError
 
 NEIGHBOURS = ("add-or-remove", "replace-one")
@@ -92,7 +92,7 @@ def distill_private(
     from jaxdistill.cli.report import describe, print_report, seconds_of
     from jaxdistill.distill.options import SolverOptions
     from jaxdistill.evaluate.certify import certify
-    from jaxdistill.pipeline import Stopwatch, make_features, prepare, split_keys
+    from jaxdistill.pipeline import Stopwatch, split_keys
     from jaxdistill.privacy.budget import Budget, Neighbours
     from jaxdistill.privacy.mechanism import fit_private_ridge
     from jaxdistill.solve.box import pixel_box
@@ -100,19 +100,10 @@ def distill_private(
     budget = Budget(options.epsilon, options.delta, Neighbours.named(options.neighbours or NEIGHBOURS[0]))
     watch = Stopwatch()
     with watch.stage("load"):
-        task = prepare(
-            options.dataset,
-            preprocess=options.preprocess,
-            centred=options.targets == "centred",
-            progress=progress,
-        )
-    key_features, _, key_set = split_keys(options.seed)
+        task = load_task(options, progress)
     with watch.stage("fit"):
-        phi = make_features(
-            chosen, task.x, key_features, shape=task.preprocess.shape, y=task.y, progress=progress
-        )
         private = fit_private_ridge(
-            phi,
+            features_for(options, chosen, task, progress),
             task.x,
             task.y,
             budget=budget,
@@ -134,7 +125,7 @@ def distill_private(
             solver=SolverOptions(**given(options, "start", "starts", "pull", "steps", "seconds")),
             dtype=options.dtype,
             progress=progress,
-            key=key_set,
+            key=split_keys(options.seed)[2],
             **given(options, "noise", "sharpness"),
         ).with_context(task.preprocess, task.class_names)
     with watch.stage("certify"):

@@ -34,20 +34,33 @@ def load_and_fit(
         watch: Stopwatch of the stages.
         progress: Whether to show bars.
     """
-    from jaxdistill.pipeline import prepare
-
     with watch.stage("load"):
-        task = prepare(
-            options.dataset,
-            preprocess=options.preprocess,
-            centred=options.targets == "centred",
-            progress=progress,
-        )
+        task = load_task(options, progress)
     _check_budget(options, task)
     with watch.stage("fit"):
         fit = _fit_kernel if chosen.is_kernel else _fit_features
         model = fit(options, chosen, task, lam, progress)
     return task, model
+
+
+def load_task(options: argparse.Namespace, progress: bool) -> Any:
+    """The data as a model sees them, in memory."""
+    from jaxdistill.pipeline import prepare
+
+    return prepare(
+        options.dataset,
+        preprocess=options.preprocess,
+        centred=options.targets == "centred",
+        progress=progress,
+    )
+
+
+def features_for(options: argparse.Namespace, chosen: Any, task: Any, progress: bool) -> Any:
+    """The feature map that is asked for, drawn by the seed or trained on the data."""
+    from jaxdistill.pipeline import make_features, split_keys
+
+    key = split_keys(options.seed)[0]
+    return make_features(chosen, task.x, key, shape=task.preprocess.shape, y=task.y, progress=progress)
 
 
 def _check_budget(options: argparse.Namespace, task: Any) -> None:
@@ -68,21 +81,17 @@ def _check_budget(options: argparse.Namespace, task: Any) -> None:
 
 
 def _fit_features(options: argparse.Namespace, chosen: Any, task: Any, lam: Any, progress: bool) -> Any:
-    from jaxdistill.pipeline import make_features, parse_validation, split_keys
+    from jaxdistill.pipeline import parse_validation, split_keys
     from jaxdistill.ridge.fit import fit_ridge
 
-    key_features, key_split, _ = split_keys(options.seed)
-    phi = make_features(
-        chosen, task.x, key_features, shape=task.preprocess.shape, y=task.y, progress=progress
-    )
     return fit_ridge(
-        phi,
+        features_for(options, chosen, task, progress),
         task.x,
         task.y,
         lam=lam,
         validation=parse_validation(options.validation, len(task.x)),
         intercept=_intercept(options, task),
-        key=key_split,
+        key=split_keys(options.seed)[1],
         progress=progress,
     )
 

@@ -91,7 +91,7 @@ def check_layer(layer: str, known: list[str]) -> None:
     hint = f"did you mean {near[0]!r}? " if near else ""
     if not known:
         hint = "layers inside a jitted call cannot be seen, so take the output itself (layer=None); "
-    raise InputError(f"there is no layer {layer!r}; {hint}the layers are: {', '.join(known) or 'none'}")
+    raise InputError(f"there is no layer {layer!r:.60}; {hint}the layers are: {', '.join(known) or 'none'}")
 
 
 @contextmanager

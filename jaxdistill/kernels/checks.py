@@ -42,7 +42,7 @@ def check_number(name: str, value: Any, *, zero: bool = False) -> None:
         InputError: names the setting and its value.
     """
     if isinstance(value, (bool, str)) or value is None:
-        raise InputError(f"{name} is {value!r}; it must be a number")
+        raise InputError(f"{name} is {value!r:.60}; it must be a number")
     if not isinstance(value, (int, float, np.number)):
         return
     if not np.isfinite(value) or value < 0 or (value == 0 and not zero):

@@ -34,7 +34,7 @@ class AbstractWideNetwork(AbstractProductKernel):
 
     def __post_init__(self) -> None:
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
-            raise InputError(f"depth is {self.depth!r}; it must be a whole number >= 1 of hidden layers")
+            raise InputError(f"depth is {self.depth!r:.60}; it must be a whole number >= 1 of hidden layers")
         check_number("weight_variance", self.weight_variance)
         check_number("bias_variance", self.bias_variance, zero=True)
         if isinstance(self.negative_slope, (int, float)) and not np.isfinite(self.negative_slope):

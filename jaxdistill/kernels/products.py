@@ -103,7 +103,7 @@ class Polynomial(AbstractProductKernel):
 
     def __post_init__(self) -> None:
         if isinstance(self.degree, bool) or not isinstance(self.degree, int) or self.degree < 1:
-            raise InputError(f"degree is {self.degree!r}; it must be a whole number >= 1")
+            raise InputError(f"degree is {self.degree!r:.60}; it must be a whole number >= 1")
         check_number("offset", self.offset, zero=True)
 
     def of_products(self, dot: Array, left: Array, right: Array, dim: int) -> Array:

@@ -52,11 +52,11 @@ class TrainConfig:
         for name in ("steps", "batch"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a whole number >= 1")
+                raise InputError(f"{name} is {value!r:.60}; it must be a whole number >= 1")
         for name in ("learning_rate", "weight_decay"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} is {value!r}; it must be a finite number >= 0")
+                raise InputError(f"{name} is {value!r:.60}; it must be a finite number >= 0")
 
     def transformation(self) -> optax.GradientTransformation:
         """The optimiser with its schedule."""

@@ -180,7 +180,7 @@ def make_network(name: str, **settings: Any) -> nn.Module:
     for setting, value in settings_of(network).items():
         sizes = value if isinstance(value, tuple) else (value,)
         if any(isinstance(size, int) and size < 1 for size in sizes) or sizes == ():
-            raise InputError(f"{setting} of {name} is {value!r}; sizes must be positive")
+            raise InputError(f"{setting} of {name} is {value!r:.60}; sizes must be positive")
     return network
 
 

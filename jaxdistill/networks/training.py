@@ -18,7 +18,7 @@ from jaxdistill.errors import DivergenceError, InputError
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite
-from jaxdistill.numerics.placement import moving_arrays
+from jaxdistill.numerics.placement import device_scope, moving_arrays
 
 # Bytes of images that are predicted at once.
 _BATCH_BYTES = 2**21
@@ -39,6 +39,7 @@ class Trained:
     losses: Float[np.ndarray, "s 2"]
 
     @moving_arrays()
+    @device_scope(np.float32)
     def predict(self, images: Any) -> Float[np.ndarray, "s n k"]:
         """Outputs of every seed's network for any number of images, in batches.
 
@@ -60,6 +61,7 @@ class Trained:
 
 
 @moving_arrays()
+@device_scope(np.float32)
 def train_networks(
     network: nn.Module,
     images: Any,
@@ -91,6 +93,7 @@ def train_networks(
     Raises:
         InputError: arrays that do not fit, or values that are not finite.
         DivergenceError: the loss of a seed is not finite at the end.
+        MemoryBudgetError: the device has no room for the images.
 
     Example:
         >>> import jax, numpy as np

@@ -25,4 +25,4 @@ def check_choice(name: str, value: Any, known: Iterable[str]) -> None:
         return
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of " + ", ".join(known)
-    raise InputError(f"unknown {name} {value!r}; {hint}")
+    raise InputError(f"unknown {name} {value!r:.60}; {hint}")

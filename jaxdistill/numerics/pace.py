@@ -1,6 +1,11 @@
-"""How often a loop on a device is looked at: often enough for a bar, and never for its own sake."""
+"""When a host looks at what a device does: often enough for a bar, and never before it has more to do."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Seconds between two looks: a bar moves, and a time limit is kept, while the visit itself costs nothing.
 _BETWEEN = 0.2
@@ -27,3 +32,23 @@ class Pace:
         fitting = int(_BETWEEN * steps / max(seconds, 1e-9))
         self.steps = max(1, min(2 * self.steps, fitting))
         return self.steps
+
+
+def one_late(results: Iterable[T]) -> Iterator[T]:
+    """The same results, each once the next is under way: a device works while the host reads.
+
+    Args:
+        results: What a device is still at work on when it is yielded.
+
+    Example:
+        >>> made = []
+        >>> results = (made.append(i) or i for i in range(3))
+        >>> [(i, len(made)) for i in one_late(results)]
+        [(0, 2), (1, 3), (2, 3)]
+    """
+    rest = iter(results)
+    for last in rest:
+        for result in rest:
+            yield last
+            last = result
+        yield last

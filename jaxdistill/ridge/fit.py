@@ -24,7 +24,7 @@ from jaxdistill.ridge.moments_source import MomentsSource
 from jaxdistill.ridge.path import RidgePath, factor_dual, factor_primal, path_weights, solve
 from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
-from jaxdistill.ridge.selection import LamSelection, score_penalties
+from jaxdistill.ridge.selection import LamSelection, score_generalised, score_penalties
 from jaxdistill.ridge.shares import SharedSource
 from jaxdistill.ridge.source import CHUNK_BYTES, AbstractSource
 from jaxdistill.ridge.stream import source_of
@@ -36,7 +36,7 @@ LAMS = 10.0 ** np.arange(-6.0, 5.75, 0.5)
 # Products below this many operations are formed in float64: it costs less than a second.
 CHEAP_FLOPS = 5e10
 
-Validation = float | tuple[Any, Any] | Literal["leave-one-out"]
+Validation = float | tuple[Any, Any] | Literal["leave-one-out", "generalised"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def fit_ridge(
         lam: Penalty, or "auto" to choose it among ``lams``: by the share of wrong answers for one-hot
             targets, by the mean squared error for real ones.
         validation: For "auto": "leave-one-out" (closed form, on all data); a fraction of the
-            examples to hold out, drawn with ``key``; or data held out as ``(x, y)``. After the
+            examples to hold out, drawn with ``key``; data held out as ``(x, y)``; or "generalised", the
+            cross-validation of that name, which needs moments alone and judges by squared error. After the
             choice, a fraction that was held out is trained on too.
         lams: Candidates; default 24 half-decades from 1e-6 to 10^5.5.
         intercept: Whether the model has an intercept. Without one, targets away from zero are met only as far
@@ -230,19 +231,25 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
     train, held, intercept = problem, problem.source, problem.intercept
     if isinstance(validation, tuple):
         held = problem.source.like(*validation, name="validation ")
-    elif validation != "leave-one-out":
+    elif validation not in ("leave-one-out", "generalised"):
         if isinstance(validation, str):
-            raise InputError(f"unknown validation {validation!r}; use 'leave-one-out', a fraction or (x, y)")
+            raise InputError(
+                f"unknown validation {validation!r}; use 'leave-one-out', 'generalised', a fraction or (x, y)"
+            )
         rest, held = problem.source.hold_out(validation, key)
         train = dataclasses.replace(problem, source=rest)
     method = "leave-one-out" if held is problem.source else "validation"
     moments, path = _factor(train)
     scaled = isinstance(path, ScaledFactor)
+    inner = path.path if isinstance(path, ScaledFactor) else path
+    if validation == "generalised":
+        selection = score_generalised(inner, lams, moments.count, intercept=intercept, dtype=problem.dtype)
+        return _model(problem, selection.lam, moments, path, selection)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
     interpolates = method == "leave-one-out" and moments.count < problem.features.num_features
     selection = score_penalties(
         method,
-        path.path if isinstance(path, ScaledFactor) else path,
+        inner,
         problem.features,
         held,
         lams,

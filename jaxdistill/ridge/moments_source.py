@@ -72,8 +72,8 @@ class MomentsSource(AbstractSource):
         del start
         raise InputError(
             "moments alone are here, and the examples themselves are needed: to choose lam by leave-one-out, "
-            "for fewer examples than features, or for columns of very different size; give lam or validation "
-            "data, or fit from the examples"
+            "for fewer examples than features, or for columns of very different size; give lam, validation "
+            "data or validation='generalised', or fit from the examples"
         )
 
     def hold_out(self, fraction: Any, key: Array | None) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, final
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.pace import one_late
 from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.processes import summed
 from jaxdistill.numerics.pytrees import register_pytree
@@ -31,9 +33,9 @@ class LamSelection:
 
     Args:
         lams: Candidates in increasing order, shape (l,).
-        squared_errors: Mean squared error of each, shape (l,): held out, or leave-one-out.
+        squared_errors: Mean squared error of each, shape (l,): held out, leave-one-out, or generalised.
         error_rates: Share of wrong classes of each, shape (l,); None for real-valued targets.
-        method: "validation" or "leave-one-out".
+        method: "validation", "leave-one-out" or "generalised cross-validation".
     """
 
     lams: np.ndarray
@@ -147,14 +149,52 @@ def score_penalties(
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
         features, fixed = side.everywhere((features, fixed))
         size, bar = side.whole_rows(source.chunk_size), method if progress else None
-        for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
-            block = side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)])
-            more_squared, more_wrong = _score_chunk(left_out, features, *fixed, *block)
+
+        def scores() -> Iterator[tuple[tuple[Array, Array], int]]:
+            for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
+                block = side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)])
+                yield _score_chunk(left_out, features, *fixed, *block), int(mask.sum())
+
+        for (more_squared, more_wrong), more_rows in one_late(scores()):
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
-            rows += int(mask.sum())
+            rows += more_rows
     squared, wrong, rows = summed(squared), summed(wrong), int(summed(np.asarray(rows)))
     # Infinite for a leverage of one: such an example says nothing of the rest.
     squared = np.where(np.isfinite(squared), squared / rows, np.inf)
     rates = np.where(np.isfinite(squared), wrong / rows, np.inf)
     return LamSelection(lams, squared, rates if classes else None, method)
+
+
+def score_generalised(
+    path: Any, lams: np.ndarray, count: Any, *, intercept: bool, dtype: Any
+) -> LamSelection:
+    """Score every penalty by generalised cross-validation: from the path alone, without any example.
+
+    ``(|Y - Phi B|^2 / n) / (1 - tr(H) / n)^2`` with ``tr(H) = sum_j g_j / (g_j + lam)``, and 1 more with an
+    intercept: leave-one-out with the mean leverage in place of each. Classes too are judged by their squared
+    error. An error that the rounding of the products hides counts as large as that; where the leverages are
+    one, the score is infinite.
+
+    Args:
+        path: A :class:`~jaxdistill.ridge.path.RidgePath`.
+        lams: Candidates, shape (l,).
+        count: n.
+        intercept: Whether the path is of centred features and targets.
+        dtype: Precision in which the products were formed.
+
+    Returns:
+        The scores, and with them the choice.
+
+    Source: Golub, Heath and Wahba 1979.
+    """
+    with float64_scope():
+        filters = np.asarray(_filters(path, lams))
+    g, projected = np.asarray(path.eigenvalues), np.asarray(path.projected)
+    size = float(np.trace(np.asarray(path.target_gram)))
+    left = size - (filters * (2 - g * filters)) @ np.sum(projected**2, axis=1)
+    gap = 1 - (filters @ g + intercept) / count
+    lost = gap <= 64 * len(g) * np.finfo(np.float64).eps
+    errors = np.maximum(left, float(np.finfo(dtype).eps) * size) / count
+    scores = np.where(lost, np.inf, errors / np.where(lost, 1.0, gap) ** 2)
+    return LamSelection(lams, scores, None, "generalised cross-validation")

@@ -89,7 +89,7 @@ class KernelSet(AbstractSet):
             kernel = rebuild(meta["kernel"], arrays_under("kernel/", arrays), **code)
             maps = jax.tree.leaves(kernel, is_leaf=lambda part: isinstance(part, AbstractFeatureMap))
             maps = [part for part in maps if isinstance(part, AbstractFeatureMap)]
-            check_code(path, f"the kernel {kernel.kind!r}, which needs", code, maps)
+            check_code(path, f"the kernel {kernel.kind!r:.60}, which needs", code, maps)
             made = cls(
                 kernel=kernel,
                 values=arrays["values"],

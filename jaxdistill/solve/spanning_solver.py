@@ -238,16 +238,16 @@ class _Run:
     def go(self, problem: SpanningProblem, leg: _Leg, progress: float, most: int, pull: float = 0.0) -> None:
         """Go on with a leg for so many steps at most, or for fewer until the next look at it."""
         walk, began = leg.walk, perf_counter()
+        function = partial(walk_on, loop=self.loop, **self.settings)
+        how = (pull, leg.uphill, progress)
         if self.native:
-            # The first step of a pull leads away from what is exact.
-            exact = -1.0 if pull else self.tolerance
             stop = walk.taken + min(most, self.pace.steps if self.loop else 1)
-            leg.walk = self.walk_on(in_float64, problem, walk, leg.uphill, progress, exact, stop, pull)
+            told = (*how, self.tolerance, INNER_TOLERANCE, stop)
+            leg.walk = in_float64(function, self.phi, problem, walk, *told)
         elif self.loop and leg.narrow and not pull and walk.marks[-1] > NARROW:
             ahead = dataclasses.replace(walk, found=np.zeros_like(walk.found))
-            stop = walk.taken + min(most, NARROW_STEPS)
-            exact = max(self.tolerance, NARROW)
-            ahead = self.walk_on(in_float32, problem, ahead, leg.uphill, progress, exact, stop, pull)
+            told = (*how, max(self.tolerance, NARROW), INNER_TOLERANCE, walk.taken + min(most, NARROW_STEPS))
+            ahead = in_float32(function, self.phi, problem, ahead, *told)
             leg.walk, leg.narrow = in_float64(measure_walk, self.phi, problem, walk, ahead)
         else:
             leg.walk = self.refine(problem, walk, leg.uphill, pull)
@@ -256,26 +256,6 @@ class _Run:
         self.taken += steps
         self.bar.update(steps)
         self.bar.set_postfix_str(f"residual {leg.walk.marks[-1]:.1e}", refresh=False)
-
-    def walk_on(
-        self,
-        door: Callable[..., Any],
-        problem: SpanningProblem,
-        walk: Walk,
-        uphill: float,
-        progress: float,
-        exact: float,
-        stop: Any,
-        pull: float,
-    ) -> Walk:
-        """Steps by one program, in the precision behind the door."""
-        function = partial(walk_on, loop=self.loop, **self.settings)
-        while True:
-            walk = door(
-                function, self.phi, problem, walk, pull, uphill, progress, exact, INNER_TOLERANCE, stop
-            )
-            if walk.taken >= stop or walk.marks[-1] <= exact or walk.stalled(progress):
-                return walk
 
     def refine(self, problem: SpanningProblem, walk: Walk, uphill: float, pull: float) -> Walk:
         """One step in three parts, of which only the middle one is for devices without float64."""

@@ -125,7 +125,7 @@ def walk_on(
     most_iterations: int,
     loop: bool,
 ) -> Walk:
-    """Steps, in the precision of the walk, until it is exact or has stalled.
+    """Steps, one at least, in the precision of the walk, until it is exact or has stalled.
 
     Args:
         phi: Feature map.
@@ -147,8 +147,9 @@ def walk_on(
         ceilings = _ceilings(walk, uphill)
         return walk.after(spanning_steps(phi, problem, walk.states, pull, ceilings, inner, **settings))
 
-    def unfinished(walk: Walk) -> Array:
-        return (walk.taken < stop) & (walk.marks[-1] > exact) & ~walk.stalled(progress)
+    def unfinished(now: Walk) -> Array:
+        going = (now.taken < stop) & (now.marks[-1] > exact) & ~now.stalled(progress)
+        return (now.taken == walk.taken) | going
 
     return jax.lax.while_loop(unfinished, step, walk) if loop else step(walk)
 

@@ -147,7 +147,6 @@ def test_what_needs_examples_is_refused_with_moments(capsys, saved, tmp_path):
     phi, rng = jd.features.Linear(3), np.random.default_rng(0)
     collect_moments(phi, rng.standard_normal((9, 3)), rng.standard_normal((9, 2)), path=real)
     for words, told in (
-        (("--lam", "auto"), "lam is chosen by examples, and moments hold none; give --lam NUMBER"),
         (("--dataset", "mnist"), "--dataset is for examples, and --moments stands for them"),
         (("--features", "network"), "--features is for examples"),
         (("--num-features", "3"), "--num-features is for examples"),
@@ -159,11 +158,11 @@ def test_what_needs_examples_is_refused_with_moments(capsys, saved, tmp_path):
         (("--moments", str(real)), "real-valued targets: give --size N"),
         (("--support", "balanced"), "--support is for kernels"),
     ):
-        lam = () if "--lam" in words else ("--lam", "1")
         out = ("--out", str(tmp_path / "out"))
-        status, text, error = run(capsys, "--moments", str(saved), *lam, *out, *words, command="distill")
+        status, text, error = run(capsys, "--moments", str(saved), *out, *words, command="distill")
         assert status == 2 and text == "" and error.count("\n") == 1 and told in error, error
     assert not (tmp_path / "out").exists()
-    words = ("--moments", str(real), "--lam", "0.1", "--size", "3", "--out", str(tmp_path / "out"), "--json")
+    words = ("--moments", str(real), "--size", "3", "--out", str(tmp_path / "out"), "--json")
     status, out, _ = run(capsys, *words, command="distill")
     assert status == 0 and json.loads(out)["intercept"] and json.loads(out)["exact"]
+    assert json.loads(out)["lam_chosen_by"] == "generalised cross-validation"

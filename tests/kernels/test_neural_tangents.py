@@ -163,7 +163,13 @@ assert jd.kernels.import_neural_tangents().stax.Dense(1)
 """
 
 
-@pytest.mark.parametrize("code", [FRESH, AFTER_A_FAILURE], ids=["at first", "after a failure"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(FRESH, marks=pytest.mark.long, id="at first"),
+        pytest.param(AFTER_A_FAILURE, id="after a failure"),
+    ],
+)
 def test_a_fresh_process_gets_the_library_without_tensorflow_and_jax_is_left_as_it_was(code):
     # Compiled as users compile: the set there is exact to float64's rounding only then.
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}

@@ -10,6 +10,7 @@ from jaxdistill import errors
 from jaxdistill.data.augment import Augmentation
 from jaxdistill.evaluate.finite_networks import evaluate_images, evaluate_set
 from jaxdistill.features.trained import train_encoder
+from jaxdistill.networks import training
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.networks.standard import make_network
 from jaxdistill.networks.training import train_networks
@@ -221,3 +222,12 @@ def test_a_run_that_diverges_keeps_what_it_has(images):
     with pytest.raises(errors.DivergenceError, match="lower learning_rate than 1000000") as caught:
         train_networks(NET, images["x"], images["y"], config, key=KEY)
     assert len(caught.value.result.variables) == 1
+
+
+def test_images_that_a_device_has_no_room_for_are_told_in_one_line(images, monkeypatch):
+    def full(*arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4294967296 bytes.")
+
+    monkeypatch.setattr(training, "_start", full)
+    with pytest.raises(errors.MemoryBudgetError, match=r"no room for 4.0 GiB; use fewer features"):
+        train_networks(NET, images["x"], images["y"], QUICK, key=KEY)

@@ -243,3 +243,29 @@ def test_what_cannot_be_meant_is_refused(change, error, says):
 def test_shapes_that_do_not_fit_are_refused(x, y):
     with pytest.raises(InputError, match="shape"):
         jd.fit_ridge(jd.features.Linear(4), x, y, lam=1.0)
+
+
+@pytest.mark.parametrize("intercept", (False, True))
+def test_generalised_cross_validation_is_leave_one_out_with_the_mean_leverage(intercept):
+    rng = np.random.default_rng(5)
+    x, lams = rng.standard_normal((40, 6)) + 2, np.array([0.01, 1.0, 30.0, 1e4])
+    y = x @ rng.standard_normal((6, 2)) + 3 * rng.standard_normal((40, 2))
+    chunks = iter([(x[:30], y[:30]), (x[30:], y[30:])])  # one pass is enough
+    found = jd.fit_ridge(
+        jd.features.Linear(6), chunks, lams=lams, validation="generalised", intercept=intercept
+    )
+    hats = [
+        (c := x - intercept * x.mean(0)) @ np.linalg.solve(c.T @ c + lam * np.eye(6), c.T) for lam in lams
+    ]
+    hats = [hat + intercept / 40 for hat in hats]
+    scores = [np.sum((y - hat @ y) ** 2) / 40 / (1 - np.trace(hat) / 40) ** 2 for hat in hats]
+    np.testing.assert_allclose(found.selection.squared_errors, scores, rtol=1e-10)
+    assert found.lam == lams[np.argmin(scores)] and found.selection.method == "generalised cross-validation"
+
+
+def test_an_error_that_rounding_hides_chooses_no_penalty_by_chance():
+    x = np.random.default_rng(6).standard_normal((40, 6))
+    found = jd.fit_ridge(jd.features.Linear(6), x, x[:, :2], validation="generalised")
+    assert found.lam <= 1e-5 and np.all(found.selection.squared_errors > 0)
+    with pytest.raises(InputError, match="unknown validation 'gcv'; use 'leave-one-out', 'generalised'"):
+        jd.fit_ridge(jd.features.Linear(6), x, x, validation="gcv")

@@ -1,13 +1,27 @@
 """Some hundred damaged and forged artifacts, by the script that loads a million of them."""
 
+import json
 import re
 import signal
 from collections import Counter
+from functools import reduce
+from operator import getitem
 
 import mutated_artifacts
 import numpy as np
 import pytest
-from mutants import KINDS, bombed, forged_array, members_of, mutant, npy, packed, sealed
+from mutants import (
+    KINDS,
+    array_of,
+    bombed,
+    forged_array,
+    members_of,
+    mutant,
+    npy,
+    packed,
+    places_of,
+    sealed,
+)
 
 import jaxdistill as jd
 from jaxdistill.errors import ArtifactError
@@ -86,6 +100,31 @@ def test_parts_that_do_not_fit_are_named_although_the_digest_fits(trial, refused
     said = refused(sealed(members | {name: npy(value) for name, value in change.items()}))
     assert "\n" not in said
     assert re.search(says, said), said
+
+
+@pytest.fixture(scope="module")
+def of_all_kinds(tmp_path_factory):
+    return mutated_artifacts.originals(tmp_path_factory.mktemp("all"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "long"),
+    [*((kind, "\u00e4" * 5000) for kind in mutated_artifacts.SHARES), ("kernel", [1.5] * 5000)],
+    ids=[*mutated_artifacts.SHARES, "kernel list"],
+)
+def test_whatever_the_file_says_is_quoted_in_part(of_all_kinds, kind, long, tmp_path):
+    members, path, said = members_of(of_all_kinds[kind]), tmp_path / "s.npz", []
+    meta = str(array_of(members["meta"]))
+    for place in filter(None, places_of(json.loads(meta))):
+        forged = json.loads(meta)
+        reduce(getitem, place[:-1], forged)[place[-1]] = long
+        path.write_bytes(sealed(members | {"meta": npy(np.array(json.dumps(forged)))}))
+        try:
+            jd.load_set(path)
+        except ArtifactError as error:
+            said.append(str(error))
+    assert len(said) > 10
+    assert [line for line in said if "\n" in line or len(line) > 600] == []
 
 
 def test_forgeries_differ(trial):
