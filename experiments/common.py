@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -48,7 +49,7 @@ def machine() -> str:
 
 def command_line() -> str:
     """The command as a person would type it."""
-    return " ".join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 class Rows:

@@ -10,6 +10,9 @@ Four pictures, each with the test accuracy of the retrained model beside that of
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import common
@@ -24,39 +27,55 @@ from jaxdistill.plots import Row, draw_rows
 from jaxdistill.ridge.fit import fit_ridge
 from jaxdistill.ridge.model import RidgeModel
 
+PICTURES = ("overview", "linear", "realistic", "network_noise")
+# Classes that are shown, the first ones.
+MOST = 10
+
 
 def main() -> None:
-    """Draw every figure."""
-    options = common.parse("Figures of distilled images.")
+    """Draw every figure that is asked for."""
+    options = common.parse("Figures of distilled images.", _extend)
     task = prepare(options.dataset)
-    linear, network, encoder = (_model(task, kind) for kind in ("linear", "network", "encoder"))
-    k = task.y.shape[1]
-    many = 5 if options.quick else 50
-    note = common.command_line()
-    first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(k)]
-    real = Row("real", task.preprocess.inverse(task.x[first]))
-    one = _row(task, linear, "linear model,\n1 per class", ipc=1)
-    noise = _row(task, network, "network model,\n1 per class", ipc=1)
-    probes = [
-        _row(task, encoder, f"trained encoder,\n{ipc} per class", ipc=ipc, start="real") for ipc in (2, 10)
-    ]
-    pictures = {
-        "overview": [real, one, noise, *probes],
-        "linear": [real, one],
-        "realistic": [
-            _start(task, linear, many),
-            _row(task, linear, "nearest spanning\nset", ipc=many, realistic="closest"),
-            _row(task, linear, "nearest inverse\n(Corollary 4.1.1)", ipc=many, realistic="inverse"),
-            _row(task, linear, f"from noise,\n{many} per class", ipc=many),
+    model = cache(partial(_model, task))
+    many = options.many or (5 if options.quick else 50)
+    told = f"{many} per class"
+
+    def row(kind: str, title: str, **request: Any) -> Row:
+        return _row(task, model(kind), title, **request)
+
+    def real() -> Row:
+        labels = task.y.argmax(axis=1)
+        first = [int(np.argmax(labels == c)) for c in range(min(MOST, task.y.shape[1]))]
+        return Row("real", task.preprocess.inverse(task.x[first]))
+
+    one = cache(lambda: row("linear", "linear model,\n1 per class", ipc=1))
+    noise = cache(lambda: row("network", "network model,\n1 per class", ipc=1))
+
+    def probe(ipc: int) -> Row:
+        return row("encoder", f"trained encoder,\n{ipc} per class", ipc=ipc, start="real")
+
+    pictures: dict[str, Callable[[], list[Row]]] = {
+        "overview": lambda: [real(), one(), noise(), probe(2), probe(10)],
+        "linear": lambda: [real(), one()],
+        "realistic": lambda: [
+            _start(task, model("linear"), many),
+            row("linear", "nearest spanning\nset", ipc=many, realistic="closest"),
+            row("linear", "nearest inverse\n(Corollary 4.1.1)", ipc=many, realistic="inverse"),
+            row("linear", f"from noise,\n{told}", ipc=many),
         ],
-        "network_noise": [
-            noise,
-            _row(task, network, f"network model,\n{many} per class", ipc=many),
-        ],
+        "network_noise": lambda: [noise(), row("network", f"network model,\n{told}", ipc=many)],
     }
-    for name, rows in pictures.items():
+    names = task.class_names and task.class_names[:MOST]
+    for name in options.pictures:
         path = options.figures / f"{options.dataset}_{name}.png"
-        print(draw_rows(rows, task.class_names, path, note))
+        print(draw_rows(pictures[name](), names, path, common.command_line()), flush=True)
+
+
+def _extend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pictures", nargs="+", default=list(PICTURES), choices=PICTURES)
+    parser.add_argument(
+        "--many", type=int, help="images per class of larger sets; default 50, 5 with --quick"
+    )
 
 
 def _model(task: Task, kind: str) -> RidgeModel:
@@ -78,7 +97,7 @@ def _row(task: Task, model: RidgeModel, title: str, start: str | None = None, **
     small = small.with_context(task.preprocess, task.class_names)
     found = certify(model, small, task.x_test, task.y_test)
     score = f"{common.percent(found.accuracy_distilled)} of {common.percent(found.accuracy_full)} %"
-    return Row(f"{title}\n{score}", small.images[: task.y.shape[1]])
+    return Row(f"{title}\n{score}", small.images[: min(MOST, task.y.shape[1])])
 
 
 def _start(task: Task, model: RidgeModel, ipc: int) -> Row:
@@ -87,7 +106,7 @@ def _start(task: Task, model: RidgeModel, ipc: int) -> Row:
 
     key_pick = jax.random.split(split_keys(0)[2], 3)[0]
     x, _ = pick_reference(model, (task.x, task.y), ipc * task.y.shape[1], key_pick)
-    return Row("real", task.preprocess.inverse(x[: task.y.shape[1]]))
+    return Row("real", task.preprocess.inverse(x[: min(MOST, task.y.shape[1])]))
 
 
 if __name__ == "__main__":

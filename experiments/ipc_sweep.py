@@ -41,21 +41,31 @@ MAPS = {
     "network": FeatureOptions("network", weights="orthogonal"),
     "network, Gaussian": FeatureOptions("network", weights="gaussian"),
     "fourier": FeatureOptions("fourier"),
+    "fourier, CHW": FeatureOptions("fourier", lengthscale=1000**0.5),
 }
 # Test accuracy of the full model, and at 1 / 10 / 50 images per class (CHW, main table).
 PUBLISHED = {
     ("mnist", "linear"): (86.41, 86.41, 86.41, 86.41),
     ("mnist", "network, Gaussian"): (93.89, 93.89, 93.89, 93.85),
-    ("mnist", "fourier"): (93.82, 93.82, 93.82, 93.82),
+    ("mnist", "fourier, CHW"): (93.82, 93.82, 93.82, 93.82),
     ("cifar10", "linear"): (39.48, 39.48, 39.48, 39.48),
     ("cifar10", "network, Gaussian"): (47.86, 47.87, 47.84, 47.81),
-    ("cifar10", "fourier"): (42.84, 42.84, 42.87, 42.73),
+    ("cifar10", "fourier, CHW"): (42.84, 42.84, 42.87, 42.73),
     ("cifar100", "linear"): (14.37, 14.37, 14.37, 14.37),
     ("cifar100", "network, Gaussian"): (21.42, 21.41, 21.52, 21.49),
-    ("cifar100", "fourier"): (18.71, 18.70, 18.69, 18.57),
+    ("cifar100", "fourier, CHW"): (18.71, 18.70, 18.69, 18.57),
+}
+# Why a full model differs from the published one by more than 0.3 points.
+REMARKS = {
+    ("cifar10", "network, Gaussian"): "0.3 points above the published full model, and so are its sets: "
+    "one draw of the network, on JPEG copies; we did not tell the two apart.",
+    ("cifar10", "fourier, CHW"): "2.8 points above the published full model, and so are its sets, at the "
+    "published scale of the frequencies; at our default, 2.5 times as long, 5.7 points above. What else "
+    "differs there is not known to us.",
 }
 # What is asked of each set: labels and penalty.
-REQUESTS = (("hard", 0.0), ("hard", "max"), ("soft", "auto"))
+REQUESTS = {"hard": ("hard", 0.0), "hard-max": ("hard", "max"), "soft": ("soft", "auto")}
+DTYPES = ("float64", "float32")
 
 
 def main() -> None:
@@ -66,10 +76,10 @@ def main() -> None:
     task = prepare(options.dataset)
     rows = common.Rows(options.results / f"{options.dataset}_ipc_sweep.jsonl", KEYS)
     model = cache(partial(_model, task))
-    for name, seed in product(MAPS, range(options.seeds)):
-        for ipc, (labels, lam_s), dtype in product(options.ipc, REQUESTS, ("float64", "float32")):
-            values = (options.dataset, name, seed, ipc, labels, lam_s, dtype)
-            setting: dict[str, Any] = dict(zip(KEYS, values, strict=True))
+    for name, seed in product(options.features, range(options.seeds)):
+        for ipc, request, dtype in product(options.ipc, options.requests, options.dtypes):
+            values = (options.dataset, name, seed, ipc, *REQUESTS[str(request)], dtype)
+            setting: Any = dict(zip(KEYS, values, strict=True))
             rows.once(partial(_measure, task, model, setting), **setting)
     chosen = [row for row in rows.rows if row["dataset"] == options.dataset]
     table = options.results / f"{options.dataset}_ipc_sweep.md"
@@ -81,6 +91,10 @@ def main() -> None:
 def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ipc", type=int, nargs="+", help="default: 1 10 50 (--quick: 1 10)")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--features", nargs="+", default=list(MAPS), choices=MAPS)
+    parser.add_argument("--requests", nargs="+", default=list(REQUESTS), choices=REQUESTS)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES, help="of stored inputs")
+    parser.add_argument("--note", help="what a reader has to know of the data, such as 'JPEG copies'")
 
 
 def _model(task: Task, name: str, seed: int) -> tuple[RidgeModel, float]:
@@ -141,9 +155,11 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
             ]
         )
     error = []
-    for name, (labels, lam_s) in product(MAPS, REQUESTS):
+    for name, (labels, lam_s) in product(MAPS, REQUESTS.values()):
         wide = _pick(rows, features=name, labels=labels, lam_s=lam_s, dtype="float64")
         narrow = _pick(rows, features=name, labels=labels, lam_s=lam_s, dtype="float32")
+        if not narrow:
+            continue
         error.append(
             [
                 name,
@@ -162,9 +178,11 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
             "",
             f"`{common.command_line()}` on {common.machine()}; {options.seeds} seed(s).",
             "",
+            *([f"The data are {options.note}.", ""] if options.note else []),
             "Test accuracy in per cent, hard labels, lam_s = 0, inputs stored in float32.",
             "",
             common.markdown_table(["features", "full model", *ipcs, "published"], accuracy),
+            *(f"{name}: {text}\n" for (data, name), text in REMARKS.items() if data == options.dataset),
             "Largest relative weight error, and least agreement with the full model in per cent, over all "
             "images per class and seeds.",
             "",
@@ -187,14 +205,18 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
 def _figure(options: Any, rows: list[dict[str, Any]]) -> Any:
     accuracy, error = [], []
     for name in MAPS:
-        stored = _pick(rows, features=name, labels="hard", lam_s=0.0, seed=0)
+        stored = sorted(
+            _pick(rows, features=name, labels="hard", lam_s=0.0, seed=0), key=lambda row: row["ipc"]
+        )
         narrow, wide = _pick(stored, dtype="float32"), _pick(stored, dtype="float64")
         ipc = [row["ipc"] for row in narrow]
         accuracy.append(Curve(name, ipc, [100 * row["accuracy_distilled"] for row in narrow]))
         full = Curve("", ipc, [100 * row["accuracy_full"] for row in narrow], "k:")
         accuracy.append(full._replace(label="_full model"))
-        error.append(Curve(f"{name}, float64", ipc, [row["relative_weight_error"] for row in wide]))
-        error.append(Curve(f"{name}, float32", ipc, [row["relative_weight_error"] for row in narrow], "s--"))
+        for found, dtype, style in ((wide, "float64", "o-"), (narrow, "float32", "s--")):
+            sizes, errors = [row["ipc"] for row in found], [row["relative_weight_error"] for row in found]
+            if found:
+                error.append(Curve(f"{name}, {dtype}", sizes, errors, style))
     return draw_panels(
         [
             Panel("Accuracy (dotted: full model)", "images per class", "test accuracy, %", accuracy),

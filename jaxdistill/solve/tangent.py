@@ -16,6 +16,8 @@ from jaxdistill.numerics.linalg import matmul
 
 # Examples whose Jacobians stand for all, where the mean has no closed form.
 _FEW = 8
+# Features above which random tangents stand for Jacobians, so many times p of them: a fifth of the passes.
+_WIDE, _TANGENTS = 1024, 2
 
 
 def jacobians(phi: Callable[[Array], Array], x: Float[Array, "m d"]) -> Float[Array, "m p d"]:
@@ -30,7 +32,8 @@ def tangent_gram(phi: Callable[[Array], Array], x: Float[Array, "m d"]) -> Float
 
     Of a random network in closed form, layer by layer, ``H_l = (W_l H_{l-1} W_l^T) * (S_l^T S_l) / m``
     with S_l the slopes of the activation: exact for one layer. Of any other map from the Jacobians of
-    a few inputs.
+    a few inputs; where p is large from random signs v, the mean of ``(J_i v) (J_i v)^T`` over all inputs,
+    the same signs at every call.
 
     Args:
         phi: Feature map.
@@ -41,7 +44,8 @@ def tangent_gram(phi: Callable[[Array], Array], x: Float[Array, "m d"]) -> Float
     """
     if isinstance(phi, RandomNetwork):
         return _network_gram(phi, x)
-    return _sampled_gram(phi, x)
+    p = jax.eval_shape(phi, x).shape[-1]
+    return _sampled_gram(phi, x) if p <= _WIDE else _sketched_gram(phi, x, p)
 
 
 def _network_gram(phi: RandomNetwork, x: Float[Array, "m d"]) -> Float[Array, "p p"]:
@@ -62,3 +66,14 @@ def _sampled_gram(phi: Callable[[Array], Array], x: Float[Array, "m d"]) -> Floa
     explicit = jacobians(phi, few)
     flat = jnp.moveaxis(explicit, 1, 0).reshape(explicit.shape[1], -1)
     return matmul(flat, flat.T) / len(few)
+
+
+def _sketched_gram(phi: Callable[[Array], Array], x: Float[Array, "m d"], p: int) -> Float[Array, "p p"]:
+    _, forward = jax.linearize(phi, x)
+
+    def tangents(key: Array) -> Array:
+        return forward(jax.random.rademacher(key, x.shape, x.dtype))
+
+    rounds = -(-_TANGENTS * p // len(x))
+    flat = jax.lax.map(tangents, jax.random.split(jax.random.key(0), rounds)).reshape(-1, p)
+    return matmul(flat.T, flat) / len(flat)

