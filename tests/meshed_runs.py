@@ -14,6 +14,8 @@ import numpy as np
 
 import jaxdistill as jd
 from jaxdistill.errors import InputError
+from jaxdistill.kernels import Linear
+from jaxdistill.kernels.tiles import TiledKernel
 from jaxdistill.numerics.placement import float64_on, over, placement
 from jaxdistill.ridge import moments as sums
 from jaxdistill.ridge.source import ArraySource
@@ -104,6 +106,14 @@ def short():
     return apart(found.gram, (x - x.mean(0)).T @ (x - x.mean(0)))
 
 
+def tiles():
+    """Devices of a mesh that share the tiles of a kernel matrix, and its error."""
+    x, _ = problem(4, 40, 3, 1)
+    with over(jd.make_mesh(3)):
+        operator = TiledKernel.of(Linear(), x, memory=2**14)
+        return len(operator.replicas), apart(operator.to_matrix(), x @ x.T)
+
+
 def refused():
     """What is said of a mesh that cannot be."""
     devices = np.asarray(jax.devices())
@@ -133,7 +143,14 @@ def refused():
 
 def main(out):
     assert jax.local_device_count() == 8
-    found = {"same": same_model(), "far": far(), "evenly": evenly(), "short": short(), "refused": refused()}
+    found = {
+        "same": same_model(),
+        "far": far(),
+        "evenly": evenly(),
+        "short": short(),
+        "tiles": tiles(),
+        "refused": refused(),
+    }
     (Path(out) / "report.json").write_text(json.dumps(found))
 
 

@@ -46,6 +46,11 @@ def test_devices_without_float64_sum_in_parts_too(eight):
     assert eight["short"] < 5e-7
 
 
+def test_tiles_of_a_kernel_lie_on_the_devices_of_the_mesh(eight):
+    devices, error = eight["tiles"]
+    assert devices == 3 and error < 1e-14
+
+
 def test_a_mesh_that_cannot_be_is_refused_in_one_line(eight):
     told = eight["refused"]
     assert "takes 9 devices, and there are 8 (cpu); ask for fewer" in told["more"]

@@ -219,7 +219,9 @@ def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of one input as a tuple of positive numbers."""
     shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
     if not shape or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in shape):
-        raise InputError(f"input_shape is {input_shape!r:.60}; give the shape of one input, such as (28, 28, 1)")
+        raise InputError(
+            f"input_shape is {input_shape!r:.60}; give the shape of one input, such as (28, 28, 1)"
+        )
     return shape
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,8 @@ import orbax.checkpoint as ocp
 
 from jaxdistill.errors import CheckpointError, OutputError
 
+# orbax's file in every checkpoint that is whole.
+_WHOLE = "_CHECKPOINT_METADATA"
 _DELETE = "delete it to go on from an earlier one"
 
 
@@ -46,6 +49,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write checkpoints to {self.folder}: {error.strerror}") from None
+        _delete_remains(self.folder)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
@@ -116,3 +120,12 @@ class Checkpoints:
         except Exception as error:  # orbax raises what its storage raises
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{where} cannot be read ({first[:120]}); {_DELETE}") from None
+
+
+def _delete_remains(folder: Path) -> None:
+    """Finish what a process was killed in: orbax deletes an old checkpoint file by file."""
+    steps = [path for path in folder.iterdir() if path.name.isdigit()]
+    newest = max((int(path.name) for path in steps if (path / _WHOLE).exists()), default=-1)
+    for path in steps:
+        if int(path.name) < newest and not (path / _WHOLE).exists():
+            shutil.rmtree(path)

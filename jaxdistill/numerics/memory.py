@@ -48,12 +48,17 @@ def available_bytes() -> int:
     return max(0, min(free, int(size) - psutil.Process().memory_info().rss))
 
 
+def device_capacity(device: Any) -> int | None:
+    """Memory that JAX may use of a device; None where it is the host's, or the device does not tell."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def device_bytes(device: Any) -> int | None:
     """Memory that a device of JAX still has; None where it is the host's, or the device does not tell."""
-    told = device.memory_stats()
-    if not told or "bytes_limit" not in told:
+    capacity = device_capacity(device)
+    if capacity is None:
         return None
-    return max(0, int(told["bytes_limit"]) - int(told.get("bytes_in_use", 0)))
+    return max(0, int(capacity) - int((device.memory_stats() or {}).get("bytes_in_use", 0)))
 
 
 def require_memory(size: int, task: str, cure: str) -> None:

@@ -26,7 +26,7 @@ from jaxdistill.ridge.residual import ModelResidual
 from jaxdistill.ridge.scaled import ScaledFactor, badly_scaled, factor_scaled
 from jaxdistill.ridge.selection import LamSelection, score_generalised, score_penalties
 from jaxdistill.ridge.shares import SharedSource
-from jaxdistill.ridge.source import CHUNK_BYTES, AbstractSource
+from jaxdistill.ridge.source import AbstractSource, chunk_bytes
 from jaxdistill.ridge.stream import source_of
 from jaxdistill.ridge.targets import TargetKind
 
@@ -190,10 +190,33 @@ def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: A
         return source.dtype
     if dtype is not None:
         return np.dtype(dtype)
-    n = source.num_rows
+    return default_dtype(source.num_rows, num_features, lam, source.dtype)
+
+
+def default_dtype(num_rows: int | None, num_features: int, lam: Any, dtype: Any) -> np.dtype:
+    """Precision of the product Phi^T Phi where none is asked for.
+
+    Args:
+        num_rows: n, or None where it is not known.
+        num_features: p.
+        lam: Penalty, or "auto".
+        dtype: Type of the inputs.
+
+    Example:
+        >>> default_dtype(1000, 64, "auto", "float32"), default_dtype(10**6, 3072, 1.0, "float32")
+        (dtype('float64'), dtype('float32'))
+    """
+    n = num_rows
     cheap = n is not None and 2.0 * n * num_features * min(n, num_features) <= CHEAP_FLOPS
     exact = lam != "auto" and lam == 0
-    return np.dtype(np.float64) if cheap or exact else source.dtype
+    return np.dtype(np.float64) if cheap or exact else np.dtype(dtype)
+
+
+def factor_bytes(num_rows: int, num_features: int) -> int:
+    """Bytes that sums and factorisation take beside the data, at their peak."""
+    n, p = num_rows, num_features
+    # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
+    return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * chunk_bytes() + (8 * 2 * n * p if n < p else 0)
 
 
 def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
@@ -201,9 +224,8 @@ def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
     p = problem.features.num_features
     n = p if problem.source.num_rows is None else problem.source.num_rows
     side = min(n, p)
-    # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
     require_memory(
-        8 * (5 * side**2 + 2 * p**2) + 4 * CHUNK_BYTES + (8 * 2 * n * p if n < p else 0),
+        factor_bytes(n, p),
         f"factorising a {side} x {side} Gram matrix of {p} features in float64",
         "use fewer features, fewer examples, or a machine with more memory",
     )

@@ -73,6 +73,14 @@ def test_killed_and_resumed_is_bit_for_bit_unbroken(tmp_path):
             assert first[name].tobytes() == second[name].tobytes()
 
 
+def test_a_checkpoint_half_deleted_is_deleted_and_one_half_there_is_not(setting, tmp_path):
+    run(setting, checkpoint=tmp_path, steps=4)
+    for step in ("1", "9"):
+        (tmp_path / step / "state").mkdir(parents=True)
+    with Checkpoints(tmp_path, {}):
+        assert {path.name for path in checkpoints(tmp_path)} == {"4", "9"}
+
+
 def test_a_checkpoint_of_another_run_is_refused_by_field(setting, tmp_path):
     run(setting, checkpoint=tmp_path, steps=4)
     same = run(setting, checkpoint=tmp_path, steps=4, block=2)  # no influence on the result

@@ -8,6 +8,7 @@ import pytest
 import jaxdistill as jd
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.numerics.memory import LIMIT_VARIABLE, available_bytes, format_bytes, require_memory
+from jaxdistill.ridge import source
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,22 @@ def test_fit_and_distill_ask_first_and_work_again_afterwards(monkeypatch, proble
     monkeypatch.delenv(LIMIT_VARIABLE)
     again = jd.fit_ridge(phi, problem["x"], problem["y"], lam=1.0)
     np.testing.assert_array_equal(again.weights, model.weights)
+
+
+def test_chunks_are_a_share_of_the_memory_of_an_accelerator_and_never_of_what_is_free(monkeypatch):
+    told = {}
+
+    class Device:
+        def memory_stats(self):
+            return told or None
+
+    class Where:
+        devices = (Device(),)
+
+    monkeypatch.setattr(source, "placement", Where)
+    assert source.chunk_bytes() == source.CHUNK_BYTES and source.chunk_rows(1024, 10**6) == 4096
+    for limit, size in ((2**30, 2**24), (2**34, 2**26), (80 * 2**30, 2**28)):
+        for used in (0, limit // 2):
+            told |= {"bytes_limit": limit, "bytes_in_use": used}
+            assert source.chunk_bytes() == size
+            assert source.chunk_rows(1024, 10**6) == size // 4096
