@@ -15,7 +15,7 @@ from jaxdistill.errors import ConditioningWarning, InputError, PenaltyError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
-from jaxdistill.numerics.memory import require_memory
+from jaxdistill.numerics.memory import require_memory, return_freed_memory
 from jaxdistill.numerics.placement import moving_arrays, over
 from jaxdistill.numerics.processes import shared_mesh
 from jaxdistill.ridge.model import RidgeModel
@@ -232,6 +232,8 @@ def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
     moments = problem.moments()
     if problem.intercept:
         moments = moments.centred()
+    if 8 * p**2 >= chunk_bytes():  # chunks of the pass, and what its sums took beside G
+        return_freed_memory()
     return moments, _path(problem, moments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -372,7 +373,7 @@ def forged_meta(rng: Rng, members: Original) -> bytes:
             if isinstance(part, dict) and rng.random() < 0.15:
                 part.pop(last, None)
             else:
-                part[last] = pick(rng, VALUES)()
+                part[last] = copy.deepcopy(pick(rng, VALUES)())
         except (KeyError, TypeError, IndexError):  # an earlier change took that part away
             continue
     text = json.dumps(meta)

@@ -1,5 +1,7 @@
 """Memory: asked for before it is taken, and named in bytes where there is not enough."""
 
+import platform
+
 import jax
 import numpy as np
 import psutil
@@ -7,7 +9,13 @@ import pytest
 
 import jaxdistill as jd
 from jaxdistill.errors import InputError, MemoryBudgetError
-from jaxdistill.numerics.memory import LIMIT_VARIABLE, available_bytes, format_bytes, require_memory
+from jaxdistill.numerics.memory import (
+    LIMIT_VARIABLE,
+    available_bytes,
+    format_bytes,
+    require_memory,
+    return_freed_memory,
+)
 from jaxdistill.ridge import source
 
 
@@ -68,6 +76,16 @@ def test_fit_and_distill_ask_first_and_work_again_afterwards(monkeypatch, proble
     monkeypatch.delenv(LIMIT_VARIABLE)
     again = jd.fit_ridge(phi, problem["x"], problem["y"], lam=1.0)
     np.testing.assert_array_equal(again.weights, model.weights)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of the C library of Linux")
+def test_what_was_freed_is_handed_back():
+    held = [np.ones(2**13) for _ in range(400)]  # 64 KB each: the library's own heap
+    last = held.pop()  # which pins the end of the heap, so that nothing is handed back by itself
+    held.clear()
+    before = psutil.Process().memory_info().rss
+    return_freed_memory()
+    assert before - psutil.Process().memory_info().rss > 10 * 2**20 and last.sum() == 2**13
 
 
 def test_chunks_are_a_share_of_the_memory_of_an_accelerator_and_never_of_what_is_free(monkeypatch):
