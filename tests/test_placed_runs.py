@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 # What XLA itself knows on a TPU, and the libraries of CUDA that JAX calls.
 ON_TPU = {"Eigh", "Qr", "ProductOfElementaryHouseholderReflectors"}
 ON_CUDA = {f"cusolver_{name}_ffi" for name in ("geqrf", "gesvdj", "orgqr", "potrf", "syevd")}

@@ -29,6 +29,7 @@ def kept(folder):
     return {path.name: path.read_bytes() for path in Path(folder).glob("*-cache")}
 
 
+@pytest.mark.long
 def test_two_processes_share_an_empty_folder_and_a_third_finds_everything(tmp_path):
     folder = tmp_path / "programs"
     both = [start(folder, "--out", str(tmp_path / name)) for name in "ab"]

@@ -257,6 +257,7 @@ def test_the_training_part_is_opened_as_it_is_loaded(prepared, monkeypatch, name
         np.testing.assert_array_equal(y, expected.y_train[start:])
 
 
+@pytest.mark.long
 def test_tfrecord_is_streamed_from_any_row_on(prepared):
     code = (
         "import sys; import numpy as np; from pathlib import Path;"

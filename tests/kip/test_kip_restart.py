@@ -54,6 +54,7 @@ def checkpoints(folder: Path):
     return [p for p in folder.glob("*") if p.name.isdigit()] if folder.exists() else []
 
 
+@pytest.mark.long
 def test_killed_and_resumed_is_bit_for_bit_unbroken(tmp_path):
     whole, broken = tmp_path / "whole.npz", tmp_path / "broken.npz"
     unbroken = start_script(tmp_path / "a", whole)
