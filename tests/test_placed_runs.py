@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.long
+# One set-up serves all of them, so they go to one worker.
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("placed")]
 
 # What XLA itself knows on a TPU, and the libraries of CUDA that JAX calls.
 ON_TPU = {"Eigh", "Qr", "ProductOfElementaryHouseholderReflectors"}
