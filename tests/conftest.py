@@ -63,9 +63,8 @@ def share_compiled_programs(config: pytest.Config) -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
         jax.config.update("jax_compilation_cache_dir", folder.name)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        # To write and to look for what is compiled sooner takes longer.
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def share_the_context_of_programs() -> None:

@@ -82,6 +82,7 @@ def test_the_chain_is_the_same_in_both_settings_and_leaves_them_alone(problem, m
     assert cert.exact and jd.certify(again, again).exact
 
 
+@pytest.mark.long
 def test_the_chain_runs_in_a_process_that_is_all_float64(tmp_path):
     code = f"""
 import jax, numpy as np, jaxdistill as jd

@@ -301,6 +301,7 @@ def any_set(kernel):
     return jd.KernelSet(x, y, 0.1, kernel, values=y, squared_norm=1.0, resolution=0.0)
 
 
+@pytest.mark.long
 def test_a_set_of_an_own_network_is_loaded_from_the_file_alone(problem, tmp_path):
     kernel = linen_kernel(make_network("mlp", widths=(8,), num_outputs=3), (12,))
     model = jd.fit_kernel_ridge(kernel, problem["x"], problem["y"], lam=0.1)

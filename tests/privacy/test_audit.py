@@ -72,6 +72,7 @@ def test_the_real_mechanism_is_never_caught_and_noise_too_small_by_ten_always(ne
     assert all(audit(broken, trials=300, delta=1e-5).contradicts(budget.epsilon) for _ in range(5))
 
 
+@pytest.mark.long
 def test_a_broken_generator_is_caught_through_the_whole_mechanism(monkeypatch):
     normal, symmetric = mechanism.secure_normal, mechanism.symmetric_noise
     monkeypatch.setattr(mechanism, "secure_normal", lambda *shape: normal(*shape) / 10)
