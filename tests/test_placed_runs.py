@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# One set-up serves all of them, so they go to one worker.
-pytestmark = [pytest.mark.long, pytest.mark.xdist_group("placed")]
+pytestmark = pytest.mark.long
 
 # What XLA itself knows on a TPU, and the libraries of CUDA that JAX calls.
 ON_TPU = {"Eigh", "Qr", "ProductOfElementaryHouseholderReflectors"}
