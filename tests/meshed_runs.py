@@ -89,7 +89,7 @@ def evenly():
         found, each = compiled_for(jd.make_mesh(*shape), source, phi)
         report[name] = {
             "error": max(apart(found.gram, one.gram), apart(found.cross, one.cross)),
-            "symmetric": bool(np.array_equal(found.gram, found.gram.T)),
+            "asymmetry": apart(found.gram, found.gram.T),
             "work": each["flops"] / alone["flops"],
             "memory": each["numbers"] / alone["numbers"],
         }
