@@ -102,17 +102,20 @@ def test_parts_that_do_not_fit_are_named_although_the_digest_fits(trial, refused
     assert re.search(says, said), said
 
 
-@pytest.fixture(scope="module")
-def of_all_kinds(tmp_path_factory):
-    return mutated_artifacts.originals(tmp_path_factory.mktemp("all"))
+TEXT, LIST = "\u00e4" * 5000, [1.5] * 5000
 
 
 @pytest.mark.parametrize(
-    "kind", ["linear", "network", "kernel", pytest.param("encoder", marks=pytest.mark.long)]
+    ("kind", "long"),
+    [
+        *((kind, long) for kind in ("linear", "network", "kernel") for long in (TEXT, LIST)),
+        pytest.param("encoder", TEXT, marks=pytest.mark.long),
+    ],
+    ids=lambda value: value if len(value) < 10 else type(value).__name__,
 )
-@pytest.mark.parametrize("long", ["\u00e4" * 5000, [1.5] * 5000], ids=["text", "list"])
-def test_whatever_the_file_says_is_quoted_in_part(of_all_kinds, kind, long, tmp_path):
-    members, path, said = members_of(of_all_kinds[kind]), tmp_path / "s.npz", []
+def test_whatever_the_file_says_is_quoted_in_part(kind, long, tmp_path):
+    members = members_of(mutated_artifacts.originals(tmp_path, (kind,))[kind])
+    path, said = tmp_path / "s.npz", []
     meta = str(array_of(members["meta"]))
     for place in filter(None, places_of(json.loads(meta))):
         forged = json.loads(meta)
