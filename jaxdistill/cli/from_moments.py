@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from jaxdistill.cli.options import add_data_options
+from jaxdistill.cli.options import add_data_options, refuse_given
 from jaxdistill.errors import InputError
 
 # What moments leave open: all else of the data and the model is in the file.
@@ -47,11 +47,8 @@ def check_moments(options: argparse.Namespace) -> None:
     """
     parser = argparse.ArgumentParser(add_help=False)
     add_data_options(parser)
-    for name, default in vars(parser.parse_args([])).items():
-        if name not in _OPEN and getattr(options, name) != default:
-            raise InputError(
-                f"--{name.replace('_', '-')} is for examples, and --moments stands for them; leave one out"
-            )
+    why = "is for examples, and --moments stands for them; leave one out"
+    refuse_given(options, parser.parse_args([]), _OPEN, why)
     if options.epsilon is not None:
         raise InputError("--epsilon clips examples one by one, and moments hold none; leave --moments out")
     if options.realistic is not None or options.start == "real":

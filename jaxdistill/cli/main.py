@@ -19,7 +19,7 @@ from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
 from jaxdistill.cli.export import add_export_options, export
 from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
 from jaxdistill.cli.moments import add_moments_options, moments
-from jaxdistill.cli.plan import add_plan_options, plan
+from jaxdistill.cli.plan import plan
 from jaxdistill.errors import InputError, JaxDistillError
 
 
@@ -86,7 +86,12 @@ def _parser() -> argparse.ArgumentParser:
             distill,
             "construct a distilled set, save it and certify it",
         ),
-        ("plan", add_plan_options, plan, "what a distill job will take: passes, operations, bytes, seconds"),
+        (
+            "plan",
+            add_distill_options,
+            plan,
+            "what a distill job will take: passes, operations, bytes, seconds",
+        ),
         ("kip", add_kip_options, kip, "train a set by gradient descent, the method to compare with"),
         ("compare", add_compare_options, compare, "analytic set, KIP and baselines, side by side"),
         ("evaluate", add_evaluate_options, evaluate, "certify a saved set, or train other features on it"),

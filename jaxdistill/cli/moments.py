@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-from jaxdistill.cli.options import add_feature_options, chosen_features
+from jaxdistill.cli.options import add_feature_options, chosen_features, refuse_given
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.files import check_folder
 
@@ -93,12 +93,9 @@ def _check_like(options: argparse.Namespace) -> None:
     """Raise where an option asks for what another file of moments decides."""
     parser = argparse.ArgumentParser(add_help=False)
     add_moments_options(parser)
-    plain = vars(parser.parse_args(["fit", "-o", options.output]))
-    for name, default in plain.items():
-        if name not in ("dataset", "like", "output", "json") and getattr(options, name) != default:
-            raise InputError(
-                f"--{name.replace('_', '-')} is decided by the file of --like; leave one of the two out"
-            )
+    plain = parser.parse_args(["fit", "-o", options.output])
+    why = "is decided by the file of --like; leave one of the two out"
+    refuse_given(options, plain, ("dataset", "like", "output", "json"), why)
 
 
 def _merge(options: argparse.Namespace) -> Any:

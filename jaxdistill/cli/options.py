@@ -41,6 +41,25 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--seed", type=int, default=0)
 
 
+def refuse_given(
+    options: argparse.Namespace, plain: argparse.Namespace, but: tuple[str, ...], why: str
+) -> None:
+    """Raise where an option was given that another stands for.
+
+    Args:
+        options: What the parser made of the command.
+        plain: What it makes of one without these options.
+        but: Options that stay open.
+        why: What the message says after the option.
+
+    Raises:
+        InputError: names the option.
+    """
+    for name, default in vars(plain).items():
+        if name not in but and getattr(options, name) != default:
+            raise InputError(f"--{name.replace('_', '-')} {why}")
+
+
 def add_feature_options(group: Any, default: str | None) -> None:
     """Options that name features or a kernel."""
     group.add_argument(

@@ -6,15 +6,9 @@ import argparse
 import json
 from typing import Any
 
-from jaxdistill.cli.distill import add_distill_options
 from jaxdistill.cli.options import MAPS_ONLY, check_labels, chosen_features
 from jaxdistill.cli.steps import number
 from jaxdistill.errors import InputError
-
-
-def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """Those of ``jaxdistill distill``: the same line, with another word."""
-    add_distill_options(parser)
 
 
 def plan(options: argparse.Namespace) -> int:

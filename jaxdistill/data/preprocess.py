@@ -331,11 +331,14 @@ def blocks(x: np.ndarray, elements: int | None = None) -> Iterator[slice]:
 def _in_blocks(fill: Callable[[np.ndarray, np.ndarray], None], rows: np.ndarray) -> np.ndarray:
     """A new array that ``fill`` makes block by block, on all processors: fresh pages take the most time."""
     made = np.empty(rows.shape, rows.dtype)
+    parts = list(blocks(rows))
+    if len(parts) < 2:  # a set, most often: threads would take longer to start
+        fill(rows, made)
+        return made
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         # Each in a copy of the context: NumPy's treatment of overflow is part of it.
         tasks = [
-            pool.submit(contextvars.copy_context().run, fill, rows[where], made[where])
-            for where in blocks(rows)
+            pool.submit(contextvars.copy_context().run, fill, rows[where], made[where]) for where in parts
         ]
         for task in tasks:
             task.result()

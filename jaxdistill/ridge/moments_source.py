@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, final
+from typing import ClassVar, final
 
 import numpy as np
-from jaxtyping import Array
 
 from jaxdistill.errors import InputError
 from jaxdistill.ridge.moments import Moments
@@ -40,6 +39,8 @@ class MomentsSource(AbstractSource):
         >>> np.round(jd.fit_ridge(phi, source, lam=0.0).weights, 9).tolist()
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
+
+    never_split: ClassVar[str] = "of moments no rows can be held out; give examples held out as (x, y)"
 
     moments: Moments
     num_inputs: int
@@ -74,15 +75,4 @@ class MomentsSource(AbstractSource):
             "moments alone are here, and the examples themselves are needed: to choose lam by leave-one-out, "
             "for fewer examples than features, or for columns of very different size; give lam, validation "
             "data or validation='generalised', or fit from the examples"
-        )
-
-    def hold_out(self, fraction: Any, key: Array | None) -> NoReturn:
-        """Refused: there are no rows to hold out.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            f"validation is {fraction!r}, and of moments no rows can be held out; give examples held out as "
-            "(x, y)"
         )

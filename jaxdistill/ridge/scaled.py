@@ -115,9 +115,8 @@ def _triangle(
     bar = "QR factorisation" if progress else None
     for arrays, mask in padded(source.chunks(), source.chunk_size, total=source.num_rows, progress=bar):
         triangle = in_float64(_add_rows, triangle, features, *arrays, mask, point)
-    if (
-        shared_mesh() is not None
-    ):  # of the rows of all processes: from their triangles, in the same order in all
+    if shared_mesh() is not None:
+        # Of the rows of all processes: from their triangles, in the same order in all.
         triangle = np.asarray(np.linalg.qr(np.concatenate(list(gathered(triangle))), mode="r"))
     return triangle[first:end, first:end], triangle[first:end, end:]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self, final
+from typing import ClassVar, NoReturn, Self, final
 
 import numpy as np
-from jaxtyping import Array
 
 from jaxdistill.errors import InputError, ProcessError
 from jaxdistill.numerics.processes import gathered
@@ -35,6 +34,11 @@ class SharedSource(AbstractSource):
         >>> SharedSource.of(own).num_rows  # one process has all
         3
     """
+
+    never_split: ClassVar[str] = (
+        "rows of several processes are not held out at random; give each its part of the examples held out "
+        "as (x, y), or leave validation at 'leave-one-out'"
+    )
 
     own: AbstractSource
     num_rows: int | None
@@ -99,15 +103,4 @@ class SharedSource(AbstractSource):
         raise InputError(
             "the examples are spread over several processes, and fewer than the features, which takes all of "
             "them in one; fit them in one process, or use fewer features"
-        )
-
-    def hold_out(self, fraction: Any, key: Array | None) -> NoReturn:
-        """Refused: a random part of all would need all.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            f"validation is {fraction!r}, and rows of several processes are not held out at random; give "
-            "each its part of the examples held out as (x, y), or leave validation at 'leave-one-out'"
         )

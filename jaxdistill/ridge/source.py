@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -49,6 +49,8 @@ class AbstractSource(abc.ABC):
     dtype: np.dtype
     data_dtype: np.dtype
     chunk_size: int
+    # Why no rows are held out at random, and the cure, where that is so.
+    never_split: ClassVar[str]
 
     @property
     @abc.abstractmethod
@@ -59,9 +61,14 @@ class AbstractSource(abc.ABC):
     def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of consecutive rows, from row ``start`` on; only the last chunk is shorter."""
 
-    @abc.abstractmethod
     def hold_out(self, fraction: Any, key: Array | None) -> tuple[AbstractSource, AbstractSource]:
-        """Split into a part to train on and a part to judge by."""
+        """Split into a part to train on and a part to judge by; refused where rows are not there by index.
+
+        Raises:
+            InputError: says why, and what serves instead.
+        """
+        del key
+        raise InputError(f"validation is {fraction!r}, and {self.never_split}")
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """All inputs and targets at once, in memory."""

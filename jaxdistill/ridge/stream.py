@@ -7,10 +7,9 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Self, TypeVar, final
+from typing import Any, ClassVar, Self, TypeVar, final
 
 import numpy as np
-from jaxtyping import Array
 
 from jaxdistill.data.rows import AbstractRows, ChunkRows, Pair, check_finite_piece, recut
 from jaxdistill.errors import InputError
@@ -54,6 +53,11 @@ class StreamSource(AbstractSource):
         >>> [x.shape for x, y in source.chunks()], source.num_rows
         ([(6, 3)], 6)
     """
+
+    never_split: ClassVar[str] = (
+        "a stream cannot hold rows out; give examples held out as (x, y), or leave validation at "
+        "'leave-one-out'"
+    )
 
     rows: AbstractRows
     num_inputs: int
@@ -118,17 +122,6 @@ class StreamSource(AbstractSource):
                 iterator that is used up.
         """
         return prefetched(recut(self._checked(start), self.chunk_size), _AHEAD)
-
-    def hold_out(self, fraction: Any, key: Array | None) -> NoReturn:
-        """Refused: a stream has no order at random.
-
-        Raises:
-            InputError: always.
-        """
-        raise InputError(
-            f"validation is {fraction!r}, and a stream cannot hold rows out; give examples held out as "
-            "(x, y), or leave validation at 'leave-one-out'"
-        )
 
     def _checked(self, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pieces in floating point, of the shape and type of the first, with nothing that is not finite."""
