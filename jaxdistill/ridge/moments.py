@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.gram import cut_strips, gram_strips, join_strips
-from jaxdistill.numerics.linalg import HIGHEST, matmul
+from jaxdistill.numerics.linalg import HIGHEST, matmul, to_host
 from jaxdistill.numerics.mesh import DATA, FEATURES
 from jaxdistill.numerics.placement import Side, device_scope
 from jaxdistill.numerics.processes import gathered, summed
@@ -266,9 +266,8 @@ def _add_chunk(
 ) -> Moments:
     """Add a chunk to moments whose G is in strips; features may be split over devices."""
     point = moments.feature_shift, moments.target_shift
-    dtype, blocks = moments.cross.dtype, None if split is None else 1
     rows = _rows_of(features, x, split)
-    total = moments.plus(_block_sums(rows, y, mask, dtype, point, blocks))
+    total = moments.plus(_block_sums(rows, y, mask, moments.cross.dtype, point, len(moments.gram)))
     return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
 
 
@@ -297,8 +296,7 @@ def _add_chunk_in_two(
 ) -> _ShortSums:
     """Add a chunk, of whose targets the shift is subtracted already."""
     about = shift, jnp.zeros(y.shape[1], y.dtype)
-    blocks = None if split is None else 1
-    block = _block_sums(_rows_of(features, x, split), y, mask, None, about, blocks)
+    block = _block_sums(_rows_of(features, x, split), y, mask, None, about, len(sums.gram))
     total = _ShortSums(*add_all(tuple(sums), (block.gram, block.cross, block.feature_sum)))
     return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
 
@@ -389,7 +387,7 @@ class _Accumulator:
         if self.sums is None:
             return self.zeros
         if self.wide:
-            return jax.tree.map(np.asarray, replace(self.sums, gram=_joined(self.sums.gram)))
+            return to_host(replace(self.sums, gram=_joined(self.sums.gram)))
         parts = [TwoSum(*(_joined(tuple(half)) for half in zip(*self.sums.gram, strict=True)))]
         parts += self.sums.cross, self.sums.feature_sum
         gram, cross, feature_sum = (part.to_float64() for part in parts)
