@@ -274,6 +274,11 @@ class Side(NamedTuple):
         """The devices of the mesh."""
         return tuple(self.mesh.devices.flat)
 
+    @property
+    def ahead(self) -> int:
+        """Chunks to send before they are used: to an accelerator copies go side by side at twice the rate."""
+        return 0 if self.devices[0].platform == "cpu" else 2
+
     def whole_rows(self, size: int) -> int:
         """A number of rows, or as many more as it takes for every device to have equally many."""
         parts = self.mesh.shape[DATA]

@@ -18,6 +18,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.gram import cut_strips, gram_strips, join_strips
 from jaxdistill.numerics.linalg import HIGHEST, matmul, to_host
 from jaxdistill.numerics.mesh import DATA, FEATURES
+from jaxdistill.numerics.pace import late
 from jaxdistill.numerics.placement import Side, device_scope
 from jaxdistill.numerics.processes import gathered, summed
 from jaxdistill.numerics.pytrees import register_pytree
@@ -359,13 +360,18 @@ class _Accumulator:
             self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), place)
         self.sums = jax.device_put(sums, place if self.split is None else self.split.of(sums))
 
-    def add(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
-        """Add a chunk; on its way to the devices while they work on the one before."""
+    def send(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> tuple[Any, ...]:
+        """A chunk on its way to the devices, and its targets and mask as the host adds them up."""
         if self.sums is None:
             self.begin(x, y, mask, shifted)
-        own = self.own
         if not self.wide:
-            y = (y.astype(np.float64) - own.target_shift) * mask[:, None]
+            y = (y.astype(np.float64) - self.own.target_shift) * mask[:, None]
+        return self.side.by_row((x, y if self.wide else y.astype(np.float32), mask)), y, mask
+
+    def add(self, block: tuple[Any, ...], y: np.ndarray, mask: np.ndarray) -> None:
+        """Add a chunk that was sent."""
+        if not self.wide:
+            own = self.own
             # Small, and exact beside the data: T and what else knows no features.
             self.own = replace(
                 own,
@@ -373,8 +379,6 @@ class _Accumulator:
                 target_sum=own.target_sum + y.sum(axis=0),
                 count=own.count + mask.sum(dtype=np.float64),
             )
-            y = y.astype(np.float32)
-        block = self.side.by_row((x, y, mask))
         # Rows are read while the device works, but only one chunk ahead of it.
         jax.block_until_ready(self.sums)
         if self.wide:
@@ -432,8 +436,10 @@ def accumulate_moments(
         if begin is not None:
             sums.go_on(begin)
         size, bar = side.whole_rows(source.chunk_size), "moments" if progress else None
-        for (x, y), mask in padded(source.chunks(start), size, total=total, progress=bar):
-            sums.add(x.astype(dtype, copy=False), y, mask, shifted)
+        chunks = padded(source.chunks(start), size, total=total, progress=bar)
+        sent = (sums.send(x.astype(dtype, copy=False), y, mask, shifted) for (x, y), mask in chunks)
+        for block in late(sent, side.ahead):
+            sums.add(*block)
             if each is not None:
                 each(sums.total)
         total = sums.total()
