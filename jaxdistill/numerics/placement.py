@@ -276,8 +276,8 @@ class Side(NamedTuple):
 
     @property
     def ahead(self) -> int:
-        """Chunks to send before they are used: to an accelerator copies go side by side at twice the rate."""
-        return 0 if self.devices[0].platform == "cpu" else 2
+        """Chunks to send before they are used: to an accelerator many go side by side at the full rate."""
+        return 0 if self.devices[0].platform == "cpu" else 6
 
     def whole_rows(self, size: int) -> int:
         """A number of rows, or as many more as it takes for every device to have equally many."""
