@@ -211,12 +211,13 @@ def _solved(
     """A set of the spanning equations, and the real images that it started from, where it did.
 
     Nothing is to spare with one image per class: several starts at once, and then whatever the package takes
-    by default; elsewhere several where the first fails.
+    by default; elsewhere several where the first fails, unless pixels must stay in a box.
     """
     tight = m < 2 * task.y.shape[1]
     told: dict[str, Any] = {"steps": options.steps, "seconds": options.seconds}
     small, starts = None, np.empty(0)
-    for number in (options.starts,) if tight else (1, options.starts):
+    few = (1,) if box is not None else (1, options.starts)
+    for number in (options.starts,) if tight else few:
         starts = _starts(model, task, m, number, key)
         solver = SolverOptions(start=starts, starts=number, **told)
         small = distill(model, size=m, solver=solver, box=box, dtype=np.float32, key=key)
