@@ -88,7 +88,7 @@ def main() -> None:
     task = cache(partial(prepare, path))
     model = cache(partial(_model, options, task))
     rows = common.Rows(options.results / f"{name}_encoder_probe.jsonl", KEYS)
-    for activation, ipc, method in product(options.activations, options.ipc, options.methods):
+    for activation, method, ipc in product(options.activations, options.methods, options.ipc):
         setting: dict[str, Any] = dict(zip(KEYS, (name, activation, ipc, method), strict=True))
         wanted = not options.draw and rows.find(**setting) is None
         if wanted and _serves(method, ipc, task, model, activation):
