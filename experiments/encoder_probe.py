@@ -88,7 +88,8 @@ def main() -> None:
     task = cache(partial(prepare, path))
     model = cache(partial(_model, options, task))
     rows = common.Rows(options.results / f"{name}_encoder_probe.jsonl", KEYS)
-    for activation, method, ipc in product(options.activations, options.methods, options.ipc):
+    triples: Any = product(options.activations, options.methods, options.ipc)
+    for activation, method, ipc in triples:
         setting: dict[str, Any] = dict(zip(KEYS, (name, activation, ipc, method), strict=True))
         wanted = not options.draw and rows.find(**setting) is None
         if wanted and _serves(method, ipc, task, model, activation):
@@ -359,7 +360,7 @@ def _pictures(options: Any, task_of: Callable[[], Task]) -> list[Path]:
     first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(k)]
     rows.append(Row("real", task.preprocess.inverse(task.x[first])))
     for values in product((options.dataset,), options.activations, sorted(options.ipc), SOLVED):
-        setting = dict(zip(KEYS, values, strict=True))
+        setting: dict[str, Any] = dict(zip(KEYS, values, strict=True))
         path = _set_path(options, setting)
         if path.exists():
             small = DistilledSet.load(path)
