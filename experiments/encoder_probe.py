@@ -5,9 +5,11 @@ the model to distil. For every activation and number of images per class: the se
 equations, from real images; random images, class means, k-means, herding, label distillation, and KIP.
 The first is saved in float32 and judged by ``jaxdistill evaluate`` in a fresh process, from the file alone.
 
-``--dataset cifar10`` and ``cifar100`` have a wider encoder of 256 features, trained for longer; the network
-``resnet`` is residual, with ReLU, layer normalisation and pooled features. ``--methods boxed`` keeps the
-pixels of an exact set between 0 and 1. ``cifar10-shaped`` and ``cifar100-shaped`` are synthetic images.
+``--dataset cifar10`` and ``cifar100`` have a wider encoder of 256 features, trained for longer, or with
+``--encoder small`` one of 128 that learns in minutes on two cores; the rows of each are in files of their own.
+The network ``resnet`` is residual, with ReLU, layer normalisation and pooled features. ``--methods boxed``
+keeps the pixels of an exact set between 0 and 1. ``cifar10-shaped`` and ``cifar100-shaped`` are synthetic
+images.
 
 Where a set has as many images as there are features, any that span them are enough: no image is solved for,
 and label distillation is judged from its file. Encoders are trained once and kept in ``sets/``.
@@ -60,12 +62,16 @@ SOLVED = ("spanning", "boxed")
 METHODS = (*SOLVED, *BASELINES, "kip")
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
 NAMES = {"boxed": "spanning, pixels in [0, 1]"}
-# Trained in seconds: a small encoder for digits, a deeper one for images of CIFAR's shape. In minutes on two
-# cores, or a fraction of one on an accelerator: a wide one for CIFAR itself.
+# Trained in seconds: a small encoder for digits, a deeper one for images of CIFAR's shape. For CIFAR itself one
+# that takes minutes on two cores, and a wide one that takes a fraction of a minute on an accelerator.
 SMALL = ({"channels": (16, 32), "num_features": 128}, TrainConfig(steps=800, batch=128, learning_rate=2e-3))
 DEEP = (
     {"channels": (32, 64, 128), "num_features": 256},
     TrainConfig(steps=500, batch=64, learning_rate=1e-3),
+)
+COLOURED = (
+    {"channels": (32, 64, 128), "num_features": 128},
+    TrainConfig(steps=1500, batch=128, learning_rate=2e-3, augment=Augmentation(flip=True, shift=2)),
 )
 WIDE = (
     {"channels": (64, 128, 256), "num_features": 256},
@@ -73,7 +79,7 @@ WIDE = (
 )
 COLOUR = ("cifar10", "cifar100")
 # Widths of the residual network; of the last there are features.
-RESNET = (32, 64, 128)
+RESNET = {"small": (16, 32, 64), "large": (32, 64, 128)}
 
 
 def main() -> None:
@@ -83,11 +89,11 @@ def main() -> None:
         ["tanh"] if options.quick else ["leaky_relu", "tanh", "gelu"]
     )
     options.ipc = options.ipc or ([1, 2] if options.quick else [1, 2, 10])
-    name = options.dataset
+    name, stem = options.dataset, _stem(options)
     path = dataset_path(name)
     task = cache(partial(prepare, path))
     model = cache(partial(_model, options, task))
-    rows = common.Rows(options.results / f"{name}_encoder_probe.jsonl", KEYS)
+    rows = common.Rows(options.results / f"{stem}_encoder_probe.jsonl", KEYS)
     triples: Any = product(options.activations, options.methods, options.ipc)
     for activation, method, ipc in triples:
         setting: dict[str, Any] = dict(zip(KEYS, (name, activation, ipc, method), strict=True))
@@ -98,13 +104,16 @@ def main() -> None:
     if not chosen:
         raise SystemExit(f"there are no rows of {name} in {options.results}; leave --draw out")
     chosen.sort(key=lambda row: (row["ipc"], METHODS.index(row["method"])))
-    table = write_atomically(options.results / f"{name}_encoder_probe.md", _table(options, chosen).encode())
+    table = write_atomically(options.results / f"{stem}_encoder_probe.md", _table(options, chosen).encode())
     drawn = [*_figures(options, chosen), *_pictures(options, task)]
     print(table.read_text(), *drawn, sep="\n")
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--activations", nargs="+", help="default: leaky_relu tanh gelu (--quick: tanh)")
+    parser.add_argument(
+        "--encoder", choices=tuple(RESNET), default="large", help="of cifar10 and cifar100; default large"
+    )
     parser.add_argument("--ipc", type=int, nargs="+", help="default: 1 2 10 (--quick: 1 2)")
     parser.add_argument("--starts", type=int, default=4, help="real starts, side by side")
     parser.add_argument("--steps", type=int, default=200, help="of Levenberg-Marquardt, at most")
@@ -120,16 +129,18 @@ def _extend(parser: argparse.ArgumentParser) -> None:
 def _encoder(options: Any, task: Task, activation: str) -> tuple[Encoder, float]:
     """A trained encoder and the seconds that it took, now or in an earlier run."""
     key, shape, k = split_keys(0)[0], task.preprocess.shape, task.y.shape[1]
-    settings, config = WIDE if options.dataset in COLOUR else SMALL
+    settings, config = SMALL
+    if options.dataset in COLOUR:
+        settings, config = COLOURED if options.encoder == "small" else WIDE
     if options.dataset.endswith("-shaped"):
         settings, config = DEEP
     if options.train_steps is not None:
         config = replace(config, steps=options.train_steps)
     name, told = "encoder", settings | {"activation": activation}
     if activation == "resnet":
-        name, told = "resnet", {"widths": RESNET}
+        name, told = "resnet", {"widths": RESNET[options.encoder]}
     network = make_network(name, num_outputs=k, **told)
-    file = _folder(options) / f"{options.dataset}_{activation}_{config.steps}_encoder.npz"
+    file = _folder(options) / f"{_stem(options)}_{activation}_{config.steps}_encoder.npz"
     if not file.exists():
         start = perf_counter()
         phi = train_encoder(task.x, task.y, image_shape=shape, network=network, config=config, key=key)
@@ -242,6 +253,12 @@ def _starts(model: RidgeModel, task: Task, m: int, number: int, key: Any) -> np.
     return np.stack([pick_reference(model, (task.x, task.y), m, one)[0] for one in keys])
 
 
+def _stem(options: Any) -> str:
+    """How the files of a data set and an encoder are called."""
+    small = options.dataset in COLOUR and options.encoder == "small"
+    return f"{options.dataset}_small" if small else options.dataset
+
+
 def _folder(options: Any) -> Path:
     folder = options.out / "sets"
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,7 +267,7 @@ def _folder(options: Any) -> Path:
 
 def _set_path(options: Any, setting: dict[str, Any]) -> Path:
     end = "" if setting["method"] == "spanning" else "_" + setting["method"].replace(" ", "_")
-    return _folder(options) / f"{setting['dataset']}_{setting['activation']}_{setting['ipc']}{end}.npz"
+    return _folder(options) / f"{_stem(options)}_{setting['activation']}_{setting['ipc']}{end}.npz"
 
 
 def _evaluate(options: Any, file: Path, dataset: str) -> dict[str, Any]:
@@ -342,7 +359,7 @@ def _figures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
                 values = [row["ipc"] for row in exact], [row["psnr"] for row in exact]
                 end = "" if method == "spanning" else ", pixels in [0, 1]"
                 near.append(Curve(f"{activation}{end}", *values, "*-" if method == "spanning" else "+--"))
-    name, note = f"{options.dataset}_encoder_probe", common.command_line()
+    name, note = f"{_stem(options)}_encoder_probe", common.command_line()
     drawn = [draw_panels(panels, options.figures / f"{name}.png", note)]
     if near:
         panel = Panel("exact sets", "images per class", "PSNR to real images, dB", near)
@@ -352,7 +369,7 @@ def _figures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
 
 def _pictures(options: Any, task_of: Callable[[], Task]) -> list[Path]:
     """The sets of the spanning equations, and real images."""
-    if not any(_folder(options).glob(f"{options.dataset}_*.npz")):  # all rows are of an earlier run
+    if not any(_folder(options).glob(f"{_stem(options)}_*.npz")):  # all rows are of an earlier run
         return []
     rows = []
     task = task_of()
@@ -370,7 +387,7 @@ def _pictures(options: Any, task_of: Callable[[], Task]) -> list[Path]:
     if len(rows) == 1:
         return []
     names = None if task.class_names is None else task.class_names[:k]
-    path = options.figures / f"{options.dataset}_encoder_probe_images.png"
+    path = options.figures / f"{_stem(options)}_encoder_probe_images.png"
     return [draw_rows(rows, names, path, common.command_line())]
 
 

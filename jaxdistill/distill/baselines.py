@@ -90,10 +90,12 @@ def baseline(
     real = model.target_kind is TargetKind.REAL
     if labels == "hard" and real:
         raise InputError("real-valued targets have no hard labels; use labels='solved'")
-    if name == "label distillation":
-        made = distill(model, size=plan.size, realistic="fixed", reference=(x, y), key=key)
-        return DistilledSet(**{**made.__dict__, "recipe": {**made.recipe, "construction": name}})
     x, y = as_floats("x", x), as_floats("y", y)
+    if name == "label distillation":
+        # Kept in the type of x, as all others are: float64 would promise what no other device repeats.
+        told: dict[str, Any] = {"realistic": "fixed", "reference": (x, y), "dtype": x.dtype}
+        made = distill(model, size=plan.size, key=key, **told)
+        return DistilledSet(**{**made.__dict__, "recipe": {**made.recipe, "construction": name}})
     key_pick, key_choose = jax.random.split(checked_key(key))
     # Also where it is not used: the same checks of the pool, and the same real examples.
     points = pick_reference(model, (x, y), plan.size, key_pick)[0]
@@ -111,8 +113,8 @@ def baseline(
     else:
         moments = model.moments_for("a baseline")
         means = (moments.feature_shift, moments.target_shift) if model.has_intercept else None
-        told = (model.weights, model.intercept), None, moments.gram, means
-        rows, penalty = in_float64(stored_labels, model.features, points, *told)
+        given = (model.weights, model.intercept), None, moments.gram, means
+        rows, penalty = in_float64(stored_labels, model.features, points, *given)
     return DistilledSet(
         x=points,
         y=rows,

@@ -27,6 +27,7 @@ def test_every_baseline_is_a_set_like_any_other(setting, tmp_path, name, labels)
     small = make(setting, name, labels=labels)
     assert small.x.shape == (6, 12) and small.y.shape == (6, 3) and small.lam > 0
     assert small.recipe["construction"] == name
+    assert small.x.dtype == setting["x"].dtype == np.float32
     cert = jd.certify(setting["model"], small, setting["x_test"], setting["y_test"])
     back = jd.DistilledSet.load(small.with_certificate(cert).save(tmp_path / "set.npz"))
     assert back.digest == small.digest and back.recipe == small.recipe
