@@ -6,10 +6,9 @@ equations, from real images; random images, class means, k-means, herding, label
 The first is saved in float32 and judged by ``jaxdistill evaluate`` in a fresh process, from the file alone.
 
 ``--dataset cifar10`` and ``cifar100`` have a wider encoder of 256 features, trained for longer, or with
-``--encoder small`` one of 128 that learns in minutes on two cores; the rows of each are in files of their own.
-The network ``resnet`` is residual, with ReLU, layer normalisation and pooled features. ``--methods boxed``
-keeps the pixels of an exact set between 0 and 1. ``cifar10-shaped`` and ``cifar100-shaped`` are synthetic
-images.
+``--encoder small`` one of 128 that learns in minutes on two cores; the rows of each have their own files. The
+network ``resnet`` is residual, with ReLU, layer normalisation and pooled features. ``--methods boxed`` keeps
+the pixels of an exact set between 0 and 1. ``cifar10-shaped`` and ``cifar100-shaped`` are synthetic images.
 
 Where a set has as many images as there are features, any that span them are enough: no image is solved for,
 and label distillation is judged from its file. Encoders are trained once and kept in ``sets/``.
@@ -62,8 +61,8 @@ SOLVED = ("spanning", "boxed")
 METHODS = (*SOLVED, *BASELINES, "kip")
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
 NAMES = {"boxed": "spanning, pixels in [0, 1]"}
-# Trained in seconds: a small encoder for digits, a deeper one for images of CIFAR's shape. For CIFAR itself one
-# that takes minutes on two cores, and a wide one that takes a fraction of a minute on an accelerator.
+# Trained in seconds: a small encoder for digits, a deeper one for images of CIFAR's shape. For CIFAR itself
+# one that takes minutes on two cores, and a wide one that takes a fraction of one on an accelerator.
 SMALL = ({"channels": (16, 32), "num_features": 128}, TrainConfig(steps=800, batch=128, learning_rate=2e-3))
 DEEP = (
     {"channels": (32, 64, 128), "num_features": 256},
