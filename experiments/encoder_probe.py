@@ -104,7 +104,7 @@ def main() -> None:
         raise SystemExit(f"there are no rows of {name} in {options.results}; leave --draw out")
     chosen.sort(key=lambda row: (row["ipc"], METHODS.index(row["method"])))
     table = write_atomically(options.results / f"{stem}_encoder_probe.md", _table(options, chosen).encode())
-    drawn = [*_figures(options, chosen), *_pictures(options, task)]
+    drawn = [*_figures(options, chosen), *_pictures(options, task, rows)]
     print(table.read_text(), *drawn, sep="\n")
 
 
@@ -337,17 +337,23 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
 def _figures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
     """Accuracy of every method, and how near to real images the exact sets are."""
     panels, near = [], []
-    for activation in dict.fromkeys(row["activation"] for row in rows):
+    solved = [row["activation"] for row in rows if row["method"] in SOLVED]
+    # A panel is of no use where no set was solved for, unless there is none at all.
+    for activation in dict.fromkeys(solved or [row["activation"] for row in rows]):
         own = [row for row in rows if row["activation"] == activation]
         curves = []
         for method in reversed(METHODS):  # the exact sets on top
             found = sorted((row for row in own if row["method"] == method), key=lambda row: row["ipc"])
-            if not found:
-                continue
-            sizes, name = [row["ipc"] for row in found], NAMES.get(method, method)
-            style = {"spanning": "k*-", "boxed": "k+-"}.get(method, "o--")
-            accuracies = [100 * row["accuracy_distilled"] for row in found]
-            curves.append(Curve(name, sizes, accuracies, style))
+            name, style = NAMES.get(method, method), {"spanning": "k*-", "boxed": "k+-"}.get(method, "o--")
+            parts = {name: (found, style)}
+            if method in SOLVED:
+                missed = [row for row in found if not row["exact"]]
+                parts = {f"{name}, not exact": (missed, "kx")}
+                parts[name] = [row for row in found if row["exact"]], style
+            for label, (part, look) in parts.items():
+                accuracies = [100 * row["accuracy_distilled"] for row in part]
+                if part:
+                    curves.append(Curve(label, [row["ipc"] for row in part], accuracies, look))
         ends = [min(row["ipc"] for row in own), max(row["ipc"] for row in own)]
         curves.append(Curve("full probe", ends, [100 * own[0]["accuracy_full"]] * 2, "k:"))
         panels.append(Panel(f"{activation} encoder", "images per class", "test accuracy, %", curves))
@@ -360,14 +366,14 @@ def _figures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
                 near.append(Curve(f"{activation}{end}", *values, "*-" if method == "spanning" else "+--"))
     name, note = f"{_stem(options)}_encoder_probe", common.command_line()
     drawn = [draw_panels(panels, options.figures / f"{name}.png", note)]
-    if near:
+    if any(len(curve.x) > 1 for curve in near):
         panel = Panel("exact sets", "images per class", "PSNR to real images, dB", near)
         drawn.append(draw_panels([panel], options.figures / f"{name}_nearness.png", note))
     return drawn
 
 
-def _pictures(options: Any, task_of: Callable[[], Task]) -> list[Path]:
-    """The sets of the spanning equations, and real images."""
+def _pictures(options: Any, task_of: Callable[[], Task], measured: common.Rows) -> list[Path]:
+    """The sets of the spanning equations that were judged, and real images."""
     if not any(_folder(options).glob(f"{_stem(options)}_*.npz")):  # all rows are of an earlier run
         return []
     rows = []
@@ -377,10 +383,11 @@ def _pictures(options: Any, task_of: Callable[[], Task]) -> list[Path]:
     rows.append(Row("real", task.preprocess.inverse(task.x[first])))
     for values in product((options.dataset,), options.activations, sorted(options.ipc), SOLVED):
         setting: dict[str, Any] = dict(zip(KEYS, values, strict=True))
-        path = _set_path(options, setting)
-        if path.exists():
+        path, judged = _set_path(options, setting), measured.find(**setting)
+        if path.exists() and judged is not None:
             small = DistilledSet.load(path)
             end = "" if setting["method"] == "spanning" else "\nin [0, 1]"
+            end += "" if judged["exact"] else "\nnot exact"
             label = f"{setting['activation']},\n{setting['ipc']} per class{end}"
             rows.append(Row(label, small.images[:k]))
     if len(rows) == 1:
