@@ -362,7 +362,7 @@ def _room_told(device: Any) -> Iterator[None]:
         size, said = found.groups() if found else (None, "what was asked for")
         wanted = format_bytes(int(size)) if size else said
         free = device_bytes(device)
-        left = "" if free is None else f", where {format_bytes(free)} are free"
+        left = "" if free is None else f", and {format_bytes(free)} for this process unless others hold them"
         host = "" if device.platform == "cpu" else f", or keep float64 off the device with {VARIABLE}=host"
         raise MemoryBudgetError(
             f"{device} has no room for {wanted}{left}; use fewer features, fewer examples at once or a "
