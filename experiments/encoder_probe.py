@@ -52,7 +52,7 @@ from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import Task, parse_validation, prepare, split_keys
 from jaxdistill.plots import Row, draw_rows
 from jaxdistill.ridge.fit import fit_ridge
-from jaxdistill.ridge.model import RidgeModel
+from jaxdistill.ridge.model import RidgeModel, predict
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.solve.box import pixel_box
 
@@ -72,9 +72,6 @@ COLOURED = (
     {"channels": (32, 64, 128), "num_features": 128},
     TrainConfig(steps=800, batch=128, learning_rate=2e-3, augment=Augmentation(flip=True, shift=2)),
 )
-# At that rate tanh saturates: features so near to 1 in size, whatever the image, that ten images stall at a
-# residual of 0.5, and small features are not found.
-SLOWER = {"tanh": 5e-4}
 WIDE = (
     {"channels": (64, 128, 256), "num_features": 256},
     TrainConfig(steps=2000, batch=256, learning_rate=2e-3, augment=Augmentation(flip=True, shift=4)),
@@ -133,10 +130,7 @@ def _encoder(options: Any, task: Task, activation: str) -> tuple[Encoder, float]
     key, shape, k = split_keys(0)[0], task.preprocess.shape, task.y.shape[1]
     settings, config = SMALL
     if options.dataset in COLOUR:
-        settings, config = WIDE
-        if options.encoder == "small":
-            rate = SLOWER.get(activation, COLOURED[1].learning_rate)
-            settings, config = COLOURED[0], replace(COLOURED[1], learning_rate=rate)
+        settings, config = COLOURED if options.encoder == "small" else WIDE
     if options.dataset.endswith("-shaped"):
         settings, config = DEEP
     if options.train_steps is not None:
@@ -255,7 +249,32 @@ def _solved(
 def _starts(model: RidgeModel, task: Task, m: int, number: int, key: Any) -> np.ndarray:
     """Sets of real images to start from, shape (number, m, d)."""
     keys = [jax.random.fold_in(key, start) for start in range(number)]
-    return np.stack([pick_reference(model, (task.x, task.y), m, one)[0] for one in keys])
+    picked = [pick_reference(model, (task.x, task.y), m, one)[0] for one in keys]
+    return np.stack([_waking(model, task, x) for x in picked])
+
+
+def _waking(model: RidgeModel, task: Task, x: np.ndarray) -> np.ndarray:
+    """Images of which each feature that the weights use is awake on one, where any image wakes it.
+
+    A unit of ReLU that is zero on all images has no derivative there, and the solver cannot reach it: an
+    image that wakes it takes the place of one of its class that no other unit needs.
+    """
+    phi, k = model.features, task.y.shape[1]
+    own = predict(phi, np.eye(phi.num_features), x)
+    asleep = (own == own[0]).all(axis=0) & np.any(model.weights != 0, axis=1)
+    if not asleep.any():
+        return x
+    pool = predict(phi, np.eye(phi.num_features), task.x)
+    x, awake = x.copy(), own != 0
+    for unit in np.flatnonzero(asleep & (pool != 0).any(axis=0)):
+        if awake[:, unit].any():  # by an image that came for another unit
+            continue
+        best = int(np.argmax(np.abs(pool[:, unit])))
+        slots = np.arange(int(task.y[best].argmax()), len(x), k)
+        alone = [int((awake[slot] & (awake.sum(axis=0) == 1)).sum()) for slot in slots]
+        slot = slots[int(np.argmin(alone))]
+        x[slot], awake[slot] = task.x[best], pool[best] != 0
+    return x
 
 
 def _stem(options: Any) -> str:
