@@ -18,7 +18,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="data set whose test part is used")
     parser.add_argument("--bits", type=int, default=8, help="of a channel, 8 or 16; default 8")
     parser.add_argument(
-        "--feedback", type=int, default=0, metavar="ROUNDS", help="rounds of rounding in part; default 0"
+        "--feedback", type=int, default=0, metavar="ROUNDS", help="groups that take up rounding; default 0"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="pictures", metavar="DIR", help="default: ./pictures")

@@ -60,7 +60,7 @@ def pixel_levels(images: np.ndarray, bits: int) -> np.ndarray:
         below, above = max(0.0, -float(images.min())), max(0.0, float(images.max()) - 1)
         raise InputError(
             f"pixels leave [0, 1], by {below:.3g} below and {above:.3g} above, and no PNG file holds them; "
-            "make the set with --box 0 1, by --realistic closest where its features have an inverse"
+            "make the set with --realistic closest --box 0 1"
         )
     return levels.astype(np.uint8 if bits == 8 else np.uint16)
 
