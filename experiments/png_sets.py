@@ -9,7 +9,6 @@ levels what the rounding of the others left.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -31,7 +30,7 @@ from jaxdistill.plots import Row, draw_rows
 from jaxdistill.ridge.fit import fit_ridge
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.sets.artifact import DistilledSet
-from jaxdistill.sets.pictures import load_pictures, save_pictures
+from jaxdistill.sets.pictures import load_pictures, save_pictures, with_pictures
 from jaxdistill.solve.box import pixel_box
 
 KEYS = ("dataset", "map", "bits", "rounds")
@@ -93,13 +92,11 @@ def _measure(options: Any, task_of: Any, made: Any, setting: dict[str, Any]) -> 
     took = perf_counter() - start
     folder = _folder(options, setting)
     save_pictures(rounded, folder, setting["bits"])
-    found = load_pictures(folder)  # all that is judged
-    x = np.asarray(task.preprocess.forward(found.images.astype(np.float32)))
-    judged = replace(rounded, x=x, y=found.labels, lam=found.lam)
+    judged = with_pictures(rounded, folder)
     told = certify(model, judged, task.x_test, task.y_test).to_dict()
     change = judged.images.astype(np.float64) - small.images
     return {key: told[key] for key in SHOWN} | {
-        "m": len(x),
+        "m": len(judged.x),
         "p": len(model.weights),
         "psnr": float(-10 * np.log10(np.mean(np.square(change)))),
         "seconds_set": seconds,

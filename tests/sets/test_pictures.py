@@ -16,7 +16,7 @@ import jaxdistill as jd
 from jaxdistill.distill.rounding import round_pixels
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features import RandomNetwork
-from jaxdistill.sets.pictures import load_pictures, pixel_levels, save_pictures
+from jaxdistill.sets.pictures import load_pictures, pixel_levels, save_pictures, with_pictures
 from jaxdistill.sets.png import png_bytes, png_pixels
 from jaxdistill.solve.box import pixel_box
 
@@ -167,6 +167,9 @@ def test_a_folder_that_is_no_set_is_refused(problem, tmp_path):
     with pytest.raises(ArtifactError, match=r"20 images.*19 labels"):
         load_pictures(tmp_path)
     (tmp_path / "labels.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="name the set that was exported"):
+        with_pictures(replace(small, y=small.y[:, :2]), tmp_path)
+    assert np.array_equal(with_pictures(small, tmp_path).x, small.x)
     (tmp_path / "020.png").write_bytes(png_bytes(np.zeros((4, 3, 1), np.uint8)))
     with pytest.raises(ArtifactError, match="21 images"):
         load_pictures(tmp_path)
