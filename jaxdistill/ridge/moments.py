@@ -16,16 +16,14 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.gram import cut_strips, gram_strips, join_strips
-from jaxdistill.numerics.linalg import HIGHEST, matmul
+from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.mesh import DATA, FEATURES
 from jaxdistill.numerics.placement import Side, device_scope
 from jaxdistill.numerics.processes import gathered, summed
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.numerics.two_sum import TwoSum, add_all
 from jaxdistill.ridge.source import AbstractSource, padded
-
-# Rows that are summed in the precision of the features, before float64 takes over.
-_ROWS = 128
+from jaxdistill.ridge.sums import column_sums, target_gram, target_gram_on_host
 
 
 @final
@@ -189,7 +187,7 @@ def _block_sums(
         s, t = about[0].astype(features.dtype), about[1].astype(dtype)
         features, y = features - s[None], y - t[None]
     ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
-    sums = _column_sums(features, ones, dtype), matmul(ones, y)
+    sums = column_sums(features, ones, dtype), matmul(ones, y)
     if weight is not None:
         root = jnp.sqrt(weight)[:, None]
         features = features * root.astype(features.dtype)
@@ -197,23 +195,12 @@ def _block_sums(
     return Moments(
         tuple(strip.astype(dtype) for strip in gram_strips(features, blocks)),
         matmul(features.T, y.astype(features.dtype)).astype(dtype),
-        matmul(y.T, y),
+        target_gram(targets.astype(dtype), t, ones),
         jnp.sum(ones),
         *sums,
         s.astype(dtype),
         t,
     )
-
-
-def _column_sums(rows: Float[Array, "n p"], weight: Float[Array, " n"], dtype: Any) -> Float[Array, " p"]:
-    """Weighted sum of rows: of a few in their precision, of those in ``dtype``; cheap beside a product."""
-    n, p = rows.shape
-    blocks = -(-n // _ROWS)
-    more = blocks * _ROWS - n
-    rows = jnp.pad(rows, ((0, more), (0, 0))).reshape(blocks, _ROWS, p)
-    weight = jnp.pad(weight.astype(rows.dtype), (0, more)).reshape(blocks, _ROWS)
-    partial_sums = jnp.einsum("br,brp->bp", weight, rows, precision=HIGHEST)
-    return jnp.sum(partial_sums.astype(dtype), axis=0)
 
 
 def _shapes(num_features: int, num_targets: int) -> tuple[tuple[int, ...], ...]:
@@ -367,11 +354,12 @@ class _Accumulator:
             self.begin(x, y, mask, shifted)
         own = self.own
         if not self.wide:
-            y = (y.astype(np.float64) - own.target_shift) * mask[:, None]
             # Small, and exact beside the data: T and what else knows no features.
+            wide, weight = y.astype(np.float64), mask.astype(np.float64)
+            y = (wide - own.target_shift) * mask[:, None]
             self.own = replace(
                 own,
-                target_gram=own.target_gram + y.T @ y,
+                target_gram=own.target_gram + target_gram_on_host(wide, own.target_shift, weight),
                 target_sum=own.target_sum + y.sum(axis=0),
                 count=own.count + mask.sum(dtype=np.float64),
             )
