@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -34,21 +35,23 @@ class Pace:
         return self.steps
 
 
-def one_late(results: Iterable[T]) -> Iterator[T]:
-    """The same results, each once the next is under way: a device works while the host reads.
+def late(results: Iterable[T], by: int = 1) -> Iterator[T]:
+    """The same results, each once so many more are under way: a device works while the host reads.
 
     Args:
         results: What a device is still at work on when it is yielded.
+        by: How many more.
 
     Example:
         >>> made = []
         >>> results = (made.append(i) or i for i in range(3))
-        >>> [(i, len(made)) for i in one_late(results)]
+        >>> [(i, len(made)) for i in late(results)]
         [(0, 2), (1, 3), (2, 3)]
     """
-    rest = iter(results)
-    for last in rest:
-        for result in rest:
-            yield last
-            last = result
-        yield last
+    waiting: deque[T] = deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > by:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()

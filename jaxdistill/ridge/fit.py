@@ -16,7 +16,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory, return_freed_memory
-from jaxdistill.numerics.placement import moving_arrays, over
+from jaxdistill.numerics.placement import moving_arrays, on_accelerator, over
 from jaxdistill.numerics.processes import shared_mesh
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
@@ -216,7 +216,7 @@ def factor_bytes(num_rows: int, num_features: int) -> int:
     """Bytes that sums and factorisation take beside the data, at their peak."""
     n, p = num_rows, num_features
     # eigh holds its input, the eigenvectors and work of twice that size; the sums are donated.
-    return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * chunk_bytes() + (8 * 2 * n * p if n < p else 0)
+    return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * chunk_bytes(p) + (8 * 2 * n * p if n < p else 0)
 
 
 def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
@@ -232,7 +232,8 @@ def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
     moments = problem.moments()
     if problem.intercept:
         moments = moments.centred()
-    if 8 * p**2 >= chunk_bytes():  # chunks of the pass, and what its sums took beside G
+    # Chunks of the pass, and what its sums took beside G; on an accelerator that is not the host's memory.
+    if 8 * p**2 >= chunk_bytes(p) and not on_accelerator():
         return_freed_memory()
     return moments, _path(problem, moments)
 

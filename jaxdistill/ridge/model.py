@@ -17,7 +17,7 @@ from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import check_finite, matmul
 from jaxdistill.numerics.names import check_choice
-from jaxdistill.numerics.pace import one_late
+from jaxdistill.numerics.pace import late
 from jaxdistill.numerics.placement import device_scope, moving_arrays, over
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
@@ -272,6 +272,7 @@ def predict(
         level = np.zeros(weights.shape[1]) if intercept is None else intercept
         level = np.asarray(level, x.dtype)
         fixed = side.everywhere((features, weights, level))
-        outputs = (_predict_chunk(*fixed, side.by_row(chunk[0])) for chunk, _ in chunks)
-        parts = [np.asarray(part) for part in one_late(outputs)]
+        blocks = late((side.by_row(chunk[0]) for chunk, _ in chunks), side.ahead)
+        outputs = (_predict_chunk(*fixed, block) for block in blocks)
+        parts = [np.asarray(part) for part in late(outputs)]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.gram import cut_strips, gram_strips, join_strips
-from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.linalg import matmul, to_host
 from jaxdistill.numerics.mesh import DATA, FEATURES
+from jaxdistill.numerics.pace import late
 from jaxdistill.numerics.placement import Side, device_scope
 from jaxdistill.numerics.processes import gathered, summed
 from jaxdistill.numerics.pytrees import register_pytree
@@ -253,9 +254,8 @@ def _add_chunk(
 ) -> Moments:
     """Add a chunk to moments whose G is in strips; features may be split over devices."""
     point = moments.feature_shift, moments.target_shift
-    dtype, blocks = moments.cross.dtype, None if split is None else 1
     rows = _rows_of(features, x, split)
-    total = moments.plus(_block_sums(rows, y, mask, dtype, point, blocks))
+    total = moments.plus(_block_sums(rows, y, mask, moments.cross.dtype, point, len(moments.gram)))
     return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
 
 
@@ -284,8 +284,7 @@ def _add_chunk_in_two(
 ) -> _ShortSums:
     """Add a chunk, of whose targets the shift is subtracted already."""
     about = shift, jnp.zeros(y.shape[1], y.dtype)
-    blocks = None if split is None else 1
-    block = _block_sums(_rows_of(features, x, split), y, mask, None, about, blocks)
+    block = _block_sums(_rows_of(features, x, split), y, mask, None, about, len(sums.gram))
     total = _ShortSums(*add_all(tuple(sums), (block.gram, block.cross, block.feature_sum)))
     return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
 
@@ -348,23 +347,28 @@ class _Accumulator:
             self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), place)
         self.sums = jax.device_put(sums, place if self.split is None else self.split.of(sums))
 
-    def add(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
-        """Add a chunk; on its way to the devices while they work on the one before."""
+    def send(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> tuple[Any, ...]:
+        """A chunk on its way to the devices, and its targets and mask as the host adds them up."""
         if self.sums is None:
             self.begin(x, y, mask, shifted)
-        own = self.own
+        short = y if self.wide else self._about(y, mask).astype(np.float32)
+        return self.side.by_row((x, short, mask)), y, mask
+
+    def _about(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return (y.astype(np.float64) - self.own.target_shift) * mask[:, None]
+
+    def add(self, block: tuple[Any, ...], y: np.ndarray, mask: np.ndarray) -> None:
+        """Add a chunk that was sent."""
         if not self.wide:
+            own = self.own
             # Small, and exact beside the data: T and what else knows no features.
-            wide, weight = y.astype(np.float64), mask.astype(np.float64)
-            y = (wide - own.target_shift) * mask[:, None]
+            targets, weight = y.astype(np.float64), mask.astype(np.float64)
             self.own = replace(
                 own,
-                target_gram=own.target_gram + target_gram_on_host(wide, own.target_shift, weight),
-                target_sum=own.target_sum + y.sum(axis=0),
+                target_gram=own.target_gram + target_gram_on_host(targets, own.target_shift, weight),
+                target_sum=own.target_sum + self._about(y, mask).sum(axis=0),
                 count=own.count + mask.sum(dtype=np.float64),
             )
-            y = y.astype(np.float32)
-        block = self.side.by_row((x, y, mask))
         # Rows are read while the device works, but only one chunk ahead of it.
         jax.block_until_ready(self.sums)
         if self.wide:
@@ -377,7 +381,7 @@ class _Accumulator:
         if self.sums is None:
             return self.zeros
         if self.wide:
-            return jax.tree.map(np.asarray, replace(self.sums, gram=_joined(self.sums.gram)))
+            return to_host(replace(self.sums, gram=_joined(self.sums.gram)))
         parts = [TwoSum(*(_joined(tuple(half)) for half in zip(*self.sums.gram, strict=True)))]
         parts += self.sums.cross, self.sums.feature_sum
         gram, cross, feature_sum = (part.to_float64() for part in parts)
@@ -422,8 +426,10 @@ def accumulate_moments(
         if begin is not None:
             sums.go_on(begin)
         size, bar = side.whole_rows(source.chunk_size), "moments" if progress else None
-        for (x, y), mask in padded(source.chunks(start), size, total=total, progress=bar):
-            sums.add(x.astype(dtype, copy=False), y, mask, shifted)
+        chunks = padded(source.chunks(start), size, total=total, progress=bar)
+        sent = (sums.send(x.astype(dtype, copy=False), y, mask, shifted) for (x, y), mask in chunks)
+        for block in late(sent, side.ahead):
+            sums.add(*block)
             if each is not None:
                 each(sums.total)
         total = sums.total()

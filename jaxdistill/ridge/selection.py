@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.linalg import matmul
-from jaxdistill.numerics.pace import one_late
+from jaxdistill.numerics.pace import late
 from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.processes import summed
 from jaxdistill.numerics.pytrees import register_pytree
@@ -150,12 +150,15 @@ def score_penalties(
         features, fixed = side.everywhere((features, fixed))
         size, bar = side.whole_rows(source.chunk_size), method if progress else None
 
-        def scores() -> Iterator[tuple[tuple[Array, Array], int]]:
+        def blocks() -> Iterator[tuple[list[Array], int]]:
             for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
-                block = side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)])
-                yield _score_chunk(left_out, features, *fixed, *block), int(mask.sum())
+                yield side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)]), int(mask.sum())
 
-        for (more_squared, more_wrong), more_rows in one_late(scores()):
+        scores = (
+            (_score_chunk(left_out, features, *fixed, *block), number)
+            for block, number in late(blocks(), side.ahead)
+        )
+        for (more_squared, more_wrong), more_rows in late(scores):
             squared += np.asarray(more_squared, np.float64)
             wrong += np.asarray(more_wrong, np.float64)
             rows += more_rows

@@ -21,8 +21,9 @@ from jaxdistill.ridge.targets import TargetKind, detect_targets
 # Bytes of float32 features in one chunk: large enough for the matrix product to run at full speed on a CPU
 # (four times as many gain 4 % of its time, at p = 3072), small beside the Gram matrix of a wide map.
 CHUNK_BYTES = 2**24
-# On an accelerator such a chunk takes under a millisecond: there a share of the memory, at most so many.
-_SHARE, _MOST_BYTES = 256, 2**28
+# On an accelerator twice as many: larger arrays go there at less than half of the rate. But rows enough that
+# their product takes longer than adding it up, within a share of the memory.
+_DEVICE_BYTES, _DEVICE_ROWS, _SHARE = 2**25, 2048, 256
 
 # What to do about targets that are no floats.
 NO_CLASSES = "turn class numbers into rows with jaxdistill.one_hot, and truth values into floats"
@@ -211,24 +212,28 @@ def data_dtype_of(rows: np.ndarray) -> np.dtype:
         >>> data_dtype_of(np.array([0.5])).name, data_dtype_of(np.array([0.1])).name
         ('float32', 'float64')
     """
+    if rows.dtype == np.float32:
+        return rows.dtype
     with np.errstate(over="ignore"):
         narrow = rows.astype(np.float32)
     return np.dtype(np.float32) if np.array_equal(narrow.astype(rows.dtype), rows) else rows.dtype
 
 
-def chunk_bytes() -> int:
+def chunk_bytes(num_features: int) -> int:
     """Bytes of features in one chunk: by the memory of a device, never by what is free of it.
 
     So chunks, and with them the last bits of sums, are the same in every run on one machine.
     """
     capacity = device_capacity(placement().devices[0])
-    return CHUNK_BYTES if capacity is None else max(CHUNK_BYTES, min(_MOST_BYTES, capacity // _SHARE))
+    if capacity is None:
+        return CHUNK_BYTES
+    return max(_DEVICE_BYTES, min(4 * num_features * _DEVICE_ROWS, capacity // _SHARE))
 
 
 def chunk_rows(num_features: int, num_rows: int) -> int:
     """Rows in one chunk: a multiple of the device count, bounded by memory and by the data."""
-    devices, size = len(placement().devices), chunk_bytes()
-    rows = max(256, min(16384 * max(1, size // CHUNK_BYTES), size // (4 * num_features)))
+    devices, size = len(placement().devices), chunk_bytes(num_features)
+    rows = max(256, min(size // 2**10, size // (4 * num_features)))
     rows = min(rows, num_rows)
     return -(-rows // devices) * devices
 

@@ -19,7 +19,7 @@ from jaxdistill.errors import InputError
 from jaxdistill.numerics.linalg import check_finite, in_float32, in_float64
 from jaxdistill.numerics.memory import require_memory
 from jaxdistill.numerics.pace import Pace
-from jaxdistill.numerics.placement import moving_arrays, placement
+from jaxdistill.numerics.placement import moving_arrays, on_accelerator, placement
 from jaxdistill.solve.box import checked_box
 from jaxdistill.solve.ladder import Rung
 from jaxdistill.solve.spanning import (
@@ -216,11 +216,6 @@ def solve_spanning(
         seconds=perf_counter() - began,
     )
     return SpanningSolution(x[chosen], np.asarray(states.mix)[chosen], report)
-
-
-def on_accelerator() -> bool:
-    """Whether steps run where a compiled loop is as fast as its steps, and the host is far away."""
-    return placement().devices[0].platform != "cpu"
 
 
 class _Run:

@@ -47,7 +47,7 @@ class Bench:
         self.table: list[dict[str, Any]] = []
         self.stages: list[str] = []  # under way, the innermost last
         # Operations and bytes a second, by measure_rates.
-        self.float32 = self.float64 = self.copy = 1.0
+        self.float32 = self.float64 = self.copy = self.back = 1.0
 
     def stage(
         self,

@@ -106,7 +106,7 @@ BAD = [
     (("--lam-s", "auto"), "soft"),
     (("--size", "5", "--labels", "hard"), "every class"),
     (("--features", "network", "--num-features", "100", "--realistic", "inverse"), "do not increase"),
-    (("--features", "network", "--num-features", "2000", "--ipc", "1", "--exact"), "m* = 271"),
+    (("--features", "network", "--num-features", "300", "--ipc", "1", "--exact"), "m* = 41"),
     (("--features", "network", "--box", "1", "0", "--realistic", "closest"), "low must be below high"),
     (("--box", "0", "1"), "closed form"),
     (("--features", "network", "--num-features", "100", "--starts", "0"), "starts"),

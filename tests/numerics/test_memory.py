@@ -99,9 +99,10 @@ def test_chunks_are_a_share_of_the_memory_of_an_accelerator_and_never_of_what_is
         devices = (Device(),)
 
     monkeypatch.setattr(source, "placement", Where)
-    assert source.chunk_bytes() == source.CHUNK_BYTES and source.chunk_rows(1024, 10**6) == 4096
-    for limit, size in ((2**30, 2**24), (2**34, 2**26), (80 * 2**30, 2**28)):
+    p = 2**14
+    assert source.chunk_bytes(p) == source.CHUNK_BYTES and source.chunk_rows(1024, 10**6) == 4096
+    for limit, rows in ((2**30, 512), (2**34, 1024), (80 * 2**30, 2048)):  # of 64 KiB each
         for used in (0, limit // 2):
             told |= {"bytes_limit": limit, "bytes_in_use": used}
-            assert source.chunk_bytes() == size
-            assert source.chunk_rows(1024, 10**6) == size // 4096
+            assert source.chunk_bytes(p) == rows * 4 * p and source.chunk_rows(p, 10**6) == rows
+            assert source.chunk_bytes(64) == 2**25 and source.chunk_rows(64, 10**6) == 2**15

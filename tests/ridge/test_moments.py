@@ -1,5 +1,7 @@
 """Means and centred moments: no digits lost to a large mean, exact merging, whatever order rows come in."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 import jaxdistill as jd
+from jaxdistill.numerics.placement import Side
 from jaxdistill.ridge.moments import Moments, _add_chunk, accumulate_moments
 
 seeds = st.integers(0, 2**31)
@@ -161,3 +164,24 @@ def test_sums_of_any_number_of_rows(n):
     assert relative(found.feature_sum, x.sum(axis=0)) < 1e-14
     assert relative(found.target_sum, y.sum(axis=0)) < 1e-14
     assert not found.feature_shift.any() and not found.target_shift.any()
+
+
+def test_chunks_that_are_sent_ahead_are_added_in_their_turn(monkeypatch):
+    x, y = rows(3, 0.5)
+    source, counts, sent = source_of(x.astype(np.float32), y, 16), [], []
+    accumulate = partial(
+        accumulate_moments,
+        jd.features.Linear(5),
+        source,
+        shifted=True,
+        each=lambda so_far: counts.append(so_far()),
+    )
+    plain, before = accumulate(), counts.copy()
+    counts.clear()
+    by_row = Side.by_row
+    monkeypatch.setattr(Side, "ahead", 2)
+    monkeypatch.setattr(Side, "by_row", lambda self, tree: sent.append(len(counts)) or by_row(self, tree))
+    ahead = accumulate()
+    assert sent[1:6] == [0, 0, 0, 1, 2]  # the first is read for its mean, too
+    for a, b in zip([plain, *before], [ahead, *counts], strict=True):
+        assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
