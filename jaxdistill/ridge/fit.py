@@ -18,6 +18,7 @@ from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory, return_freed_memory
 from jaxdistill.numerics.placement import moving_arrays, on_accelerator, over
 from jaxdistill.numerics.processes import shared_mesh
+from jaxdistill.ridge.definite import CholeskyFactor, factor_definite
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
@@ -35,6 +36,9 @@ LAMS = 10.0 ** np.arange(-6.0, 5.75, 0.5)
 
 # Products below this many operations are formed in float64: it costs less than a second.
 CHEAP_FLOPS = 5e10
+
+# What a model says it was factored by.
+_NAMES = {RidgePath: "eigendecomposition", CholeskyFactor: "Cholesky", ScaledFactor: "QR, then Jacobi"}
 
 Validation = float | tuple[Any, Any] | Literal["leave-one-out", "generalised"]
 
@@ -77,7 +81,9 @@ def fit_ridge(
 
     ``B = (Phi^T Phi + lam I)^-1 Phi^T Y``, from one pass over the data and one factorisation: of the
     p x p matrix where n >= p, of the n x n matrix where n < p. At lam = 0 it is the solution of least
-    norm. The penalty is absolute, never divided by n.
+    norm. The penalty is absolute, never divided by n. The factorisation is an eigendecomposition, which
+    serves every penalty; for one that is given, of a thousand features or more, by products in float32, a
+    Cholesky factor where it shows that they have full rank (``model.factorisation``).
 
     Where columns of features differ so much in size that the Gram matrix would lose the small ones, or the
     weights do not solve their normal equations (``model.residual``), the factorisation is one of the features
@@ -153,8 +159,9 @@ def fit_ridge(
         if lam == "auto":
             return _fit_auto(problem, validation, _checked_lams(lams), key)
         lam = check_penalty("lam", lam)
-        moments, path = _factor(problem)
-        return _model(problem, lam, moments, path)
+        moments = _moments(problem)
+        definite = factor_definite(moments, lam, precision)
+        return _model(problem, lam, moments, _path(problem, moments) if definite is None else definite)
 
 
 def check_penalty(name: str, value: Any) -> float:
@@ -219,8 +226,8 @@ def factor_bytes(num_rows: int, num_features: int) -> int:
     return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * chunk_bytes(p) + (8 * 2 * n * p if n < p else 0)
 
 
-def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
-    """Moments, and the path by the smaller of the two Gram matrices, or by the features where it must be."""
+def _moments(problem: _Problem) -> Moments:
+    """Moments of what is fitted, after a look at the memory that their factorisation takes."""
     p = problem.features.num_features
     n = p if problem.source.num_rows is None else problem.source.num_rows
     side = min(n, p)
@@ -235,10 +242,11 @@ def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
     # Chunks of the pass, and what its sums took beside G; on an accelerator that is not the host's memory.
     if 8 * p**2 >= chunk_bytes(p) and not on_accelerator():
         return_freed_memory()
-    return moments, _path(problem, moments)
+    return moments
 
 
 def _path(problem: _Problem, moments: Moments) -> RidgePath | ScaledFactor:
+    """The path by the smaller of the two Gram matrices, or by the features where it must be."""
     features, source, intercept = problem.features, problem.source, problem.intercept
     path = None
     if not badly_scaled(moments.gram):
@@ -264,7 +272,8 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         rest, held = problem.source.hold_out(validation, key)
         train = dataclasses.replace(problem, source=rest)
     method = "leave-one-out" if held is problem.source else "validation"
-    moments, path = _factor(train)
+    moments = _moments(train)
+    path = _path(train, moments)
     scaled = isinstance(path, ScaledFactor)
     inner = path.path if isinstance(path, ScaledFactor) else path
     if validation == "generalised":
@@ -293,7 +302,10 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
     if not isinstance(path, ScaledFactor):
         definite = moments.count >= problem.features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
-            return _model(problem, lam, everything, path, selection, in_float64(solve, everything, lam))
+            rank = int(np.sum(path.eigenvalues > path.resolution))
+            told = rank, float(path.resolution), _resolved(path, lam, problem.dtype)
+            factor = CholeskyFactor(in_float64(solve, everything, lam), *told)
+            return _model(problem, lam, everything, factor, selection)
     # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
     return _model(problem, lam, everything, _path(problem, everything), selection)
 
@@ -302,19 +314,22 @@ def _model(
     problem: _Problem,
     lam: float,
     moments: Moments,
-    factor: RidgePath | ScaledFactor,
+    factor: RidgePath | ScaledFactor | CholeskyFactor,
     selection: LamSelection | None = None,
-    weights: np.ndarray | None = None,
 ) -> RidgeModel:
     """The model, its weights measured; where they do not solve the problem, from the features themselves."""
     features, source, intercept = problem.features, problem.source, problem.intercept
     kind, dtype = source.target_kind, problem.dtype
-    if isinstance(factor, ScaledFactor):
-        path, dropped = factor.path, factor.dropped
+    if isinstance(factor, CholeskyFactor):  # which drops nothing
+        found, rank, resolution, resolved = factor
+        dropped = 0.0
     else:
-        # Weights that are given come from a Cholesky factor, which drops nothing.
-        path, dropped = factor, 0.0 if weights is not None else _dropped(factor, lam, moments.gram)
-    found = in_float64(path_weights, path, lam) if weights is None else weights
+        scaled = isinstance(factor, ScaledFactor)
+        path = factor.path if scaled else factor
+        found, resolution = in_float64(path_weights, path, lam), float(path.resolution)
+        rank = int(np.sum(path.eigenvalues > resolution))
+        dropped = factor.dropped if scaled else _dropped(path, lam, moments.gram)
+        resolved = scaled or _resolved(path, lam, dtype)
     if kind is TargetKind.CENTRED or (intercept and kind is TargetKind.ONE_HOT):
         # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide
         # that its rank is k - 1.
@@ -326,14 +341,15 @@ def _model(
         weights=found,
         lam=lam,
         moments=moments,
-        rank=int(np.sum(path.eigenvalues > path.resolution)),
-        resolution=float(path.resolution),
+        rank=rank,
+        resolution=resolution,
         selection=selection,
         target_kind=kind,
         dropped=dropped,
         product_dtype=dtype.name,
         data_dtype=source.data_dtype.name,
         intercept=moments.target_shift - moments.feature_shift @ found if intercept else None,
+        factorisation=_NAMES[type(factor)],
     )
     solution = model.solution
     assert solution is not None  # it has moments
@@ -342,7 +358,7 @@ def _model(
         # Weights may be so large that their own rounding takes half of the digits of what they predict.
         if len(weak) or not solution.solved or solution.value > np.sqrt(np.finfo(dtype).eps):
             _warn(model, solution, weak)
-    elif not (solution.solved and _resolved(path, lam, dtype)):
+    elif not (solution.solved and resolved):
         again = factor_scaled(features, source, moments, intercept=intercept)
         return _model(problem, lam, moments, again, selection)
     return model

@@ -89,7 +89,7 @@ def _score_chunk(
     leverages = base + matmul(filters, (z**2).T) if left_out else None
     # Nearer to one than this, a leverage is one, and the residual over the gap rounding over rounding: eps
     # of this precision, and of float64, in which the path was factored, once an eigenvector.
-    rounding = 64 * (jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
+    rounding = 64 * float(jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
 
     def one(factor_and_leverage: tuple[Array, Array | None]) -> tuple[Array, Array]:
         factor, h = factor_and_leverage
