@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.numerics.products import products_of
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.path import resolution_of, solve
 from jaxdistill.ridge.scaled import badly_scaled
@@ -60,7 +61,7 @@ def factor_definite(moments: Moments, lam: float, product_dtype: Any) -> Cholesk
         True
     """
     gram = moments.gram
-    if not _FEWEST <= len(gram) <= moments.count or np.dtype(product_dtype) != np.float32:
+    if not _FEWEST <= len(gram) <= moments.count or products_of(product_dtype).name == "float64":
         return None
     resolution = float(resolution_of(np.linalg.norm(gram), len(gram), gram.dtype, product_dtype))
     if badly_scaled(gram, resolution):

@@ -18,6 +18,7 @@ from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory, return_freed_memory
 from jaxdistill.numerics.placement import moving_arrays, on_accelerator, over
 from jaxdistill.numerics.processes import shared_mesh
+from jaxdistill.numerics.products import Products, products_of
 from jaxdistill.ridge.definite import CholeskyFactor, factor_definite
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
@@ -50,7 +51,7 @@ class _Problem:
     features: AbstractFeatureMap
     source: AbstractSource
     intercept: bool
-    dtype: np.dtype
+    products: Products
     progress: bool = False
 
     def moments(self) -> Moments:
@@ -58,7 +59,7 @@ class _Problem:
         if isinstance(self.source, MomentsSource):
             return self.source.moments if self.intercept else self.source.moments.about(0.0, 0.0)
         return accumulate_moments(
-            self.features, self.source, dtype=self.dtype, shifted=self.intercept, progress=self.progress
+            self.features, self.source, dtype=self.products, shifted=self.intercept, progress=self.progress
         )
 
 
@@ -108,7 +109,9 @@ def fit_ridge(
         intercept: Whether the model has an intercept. Without one, targets away from zero are met only as far
             as the features hold a constant.
         dtype: Precision of features and of the product Phi^T Phi; sums and factorisations are always
-            float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x.
+            float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x. On
+            GPUs and TPUs also "bfloat16_x6" or "bfloat16_x3": features in float32, multiplied in parts, with
+            the digits of float32 or with 14 bits (``jaxdistill info`` measures each).
         key: Random key, needed only for a fraction that is held out.
         mesh: Devices that share the work, as of :func:`~jaxdistill.make_mesh`: rows are split over its axis
             "data", columns of features over its axis "features". Default: all devices of this process share
@@ -154,13 +157,13 @@ def fit_ridge(
             raise InputError(
                 "one example fixes an intercept and no weights; give at least 2, or intercept=False"
             )
-        precision = _product_dtype(dtype, source, features.num_features, lam)
-        problem = _Problem(features, source, intercept, precision, progress)
+        products = _products(dtype, source, features.num_features, lam)
+        problem = _Problem(features, source, intercept, products, progress)
         if lam == "auto":
             return _fit_auto(problem, validation, _checked_lams(lams), key)
         lam = check_penalty("lam", lam)
         moments = _moments(problem)
-        definite = factor_definite(moments, lam, precision)
+        definite = factor_definite(moments, lam, products)
         return _model(problem, lam, moments, _path(problem, moments) if definite is None else definite)
 
 
@@ -188,16 +191,17 @@ def _checked_lams(lams: Any) -> np.ndarray:
     return np.sort(lams)
 
 
-def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: Any) -> np.dtype:
+def _products(dtype: Any, source: AbstractSource, num_features: int, lam: Any) -> Products:
     if isinstance(source, MomentsSource):  # whose products are formed
-        if dtype not in (None, source.dtype):
+        own = source.products
+        if dtype is not None and products_of(dtype) != own:
             raise InputError(
-                f"dtype is {np.dtype(dtype)}, and these moments are of {source.dtype}; leave it out"
+                f"dtype is {products_of(dtype).name}, and these moments are of {own.name}; leave it out"
             )
-        return source.dtype
-    if dtype is not None:
-        return np.dtype(dtype)
-    return default_dtype(source.num_rows, num_features, lam, source.dtype)
+        return own
+    return products_of(
+        default_dtype(source.num_rows, num_features, lam, source.dtype) if dtype is None else dtype
+    )
 
 
 def default_dtype(num_rows: int | None, num_features: int, lam: Any, dtype: Any) -> np.dtype:
@@ -251,7 +255,7 @@ def _path(problem: _Problem, moments: Moments) -> RidgePath | ScaledFactor:
     path = None
     if not badly_scaled(moments.gram):
         if moments.count >= features.num_features:
-            path = in_float64(factor_primal, moments, problem.dtype.name)
+            path = in_float64(factor_primal, moments, problem.products.name)
         else:
             path = in_float64(factor_dual, features, *source.arrays(), intercept)
     if path is None or badly_scaled(moments.gram, path.resolution):
@@ -277,7 +281,7 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
     scaled = isinstance(path, ScaledFactor)
     inner = path.path if isinstance(path, ScaledFactor) else path
     if validation == "generalised":
-        selection = score_generalised(inner, lams, moments.count, intercept=intercept, dtype=problem.dtype)
+        selection = score_generalised(inner, lams, moments.count, intercept=intercept, dtype=problem.products)
         return _model(problem, selection.lam, moments, path, selection)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
     interpolates = method == "leave-one-out" and moments.count < problem.features.num_features
@@ -289,7 +293,7 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         lams,
         centre=moments if intercept else None,
         classes=problem.source.target_kind is not TargetKind.REAL,
-        dtype=np.dtype(np.float64) if interpolates or scaled else problem.dtype,
+        dtype=np.dtype(np.float64) if interpolates or scaled else problem.products.dtype,
         progress=problem.progress,
     )
     lam = selection.lam
@@ -303,7 +307,7 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         definite = moments.count >= problem.features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
             rank = int(np.sum(path.eigenvalues > path.resolution))
-            told = rank, float(path.resolution), _resolved(path, lam, problem.dtype)
+            told = rank, float(path.resolution), _resolved(path, lam, problem.products)
             factor = CholeskyFactor(in_float64(solve, everything, lam), *told)
             return _model(problem, lam, everything, factor, selection)
     # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
@@ -319,7 +323,7 @@ def _model(
 ) -> RidgeModel:
     """The model, its weights measured; where they do not solve the problem, from the features themselves."""
     features, source, intercept = problem.features, problem.source, problem.intercept
-    kind, dtype = source.target_kind, problem.dtype
+    kind, products = source.target_kind, problem.products
     if isinstance(factor, CholeskyFactor):  # which drops nothing
         found, rank, resolution, resolved = factor
         dropped = 0.0
@@ -329,7 +333,7 @@ def _model(
         found, resolution = in_float64(path_weights, path, lam), float(path.resolution)
         rank = int(np.sum(path.eigenvalues > resolution))
         dropped = factor.dropped if scaled else _dropped(path, lam, moments.gram)
-        resolved = scaled or _resolved(path, lam, dtype)
+        resolved = scaled or _resolved(path, lam, products)
     if kind is TargetKind.CENTRED or (intercept and kind is TargetKind.ONE_HOT):
         # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide
         # that its rank is k - 1.
@@ -346,7 +350,7 @@ def _model(
         selection=selection,
         target_kind=kind,
         dropped=dropped,
-        product_dtype=dtype.name,
+        product_dtype=products.name,
         data_dtype=source.data_dtype.name,
         intercept=moments.target_shift - moments.feature_shift @ found if intercept else None,
         factorisation=_NAMES[type(factor)],
@@ -356,7 +360,7 @@ def _model(
     if isinstance(factor, ScaledFactor):
         weak = factor.weak_columns(lam)
         # Weights may be so large that their own rounding takes half of the digits of what they predict.
-        if len(weak) or not solution.solved or solution.value > np.sqrt(np.finfo(dtype).eps):
+        if len(weak) or not solution.solved or solution.value > np.sqrt(products.eps):
             _warn(model, solution, weak)
     elif not (solution.solved and resolved):
         again = factor_scaled(features, source, moments, intercept=intercept)
@@ -364,15 +368,15 @@ def _model(
     return model
 
 
-def _resolved(path: RidgePath, lam: float, dtype: np.dtype) -> bool:
+def _resolved(path: RidgePath, lam: float, products: Products) -> bool:
     """Whether all directions count, so far above the resolution that half of their digits are left.
 
     What a Gram matrix of float32 products does not resolve is not in it; its model says what it dropped.
     """
-    if dtype == np.float32:
+    if products.name != "float64":
         return True
     damped = np.asarray(path.eigenvalues) + lam
-    return bool(np.all(path.kept(lam)) and np.all(damped * np.sqrt(np.finfo(dtype).eps) > path.resolution))
+    return bool(np.all(path.kept(lam)) and np.all(damped * np.sqrt(products.eps) > path.resolution))
 
 
 def _dropped(path: RidgePath, lam: float, gram: Any) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.products import products_of
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 
@@ -130,7 +131,7 @@ def resolution_of(largest: Any, size: int, sum_dtype: Any, product_dtype: Any) -
     (measured on MNIST: 3 eps in float32); its eigendecomposition adds p eps of its own precision.
     """
     own = jnp.finfo(sum_dtype).eps
-    products = own if product_dtype is None else jnp.finfo(product_dtype).eps
+    products = own if product_dtype is None else products_of(product_dtype).eps
     return largest * (8 * products + size * own)
 
 

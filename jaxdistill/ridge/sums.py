@@ -29,6 +29,15 @@ def column_sums(rows: Float[Array, "n p"], weight: Float[Array, " n"], dtype: An
     return jnp.sum(partial_sums.astype(dtype), axis=0)
 
 
+def mean_of(rows: Any, mask: Any) -> Any:
+    """Mean of the rows of a chunk, in their own precision, from the first row, which is no padding.
+
+    So a column that is constant is met to the last bit. Of NumPy or JAX.
+    """
+    weight = mask.astype(rows.dtype)[:, None]
+    return rows[0] + (weight * (rows - rows[:1])).sum(axis=0) / weight.sum()
+
+
 def target_gram(
     targets: Float[Array, "n k"], point: Float[Array, " k"], weight: Float[Array, " n"]
 ) -> Float[Array, "k k"]:
