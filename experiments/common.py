@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -43,8 +44,21 @@ def parse(description: str, extend: Callable[[argparse.ArgumentParser], None] | 
 def machine() -> str:
     """Kind of machine and versions, in one line for captions and tables."""
     memory = format_bytes(psutil.virtual_memory().total)
-    devices = f"{jax.device_count()} {jax.default_backend()} device(s), {os.cpu_count()} cores, {memory}"
+    kind = jax.default_backend() if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+    devices = f"{jax.device_count()} {kind} device(s), {os.cpu_count()} cores, {memory}"
     return f"{devices}; Python {platform.python_version()}, JAX {jax.__version__}"
+
+
+def machines(rows: Iterable[dict[str, Any]]) -> str:
+    """The machines that rows name as those they were measured on; this one for rows that name none."""
+    return "; and ".join(dict.fromkeys(row.get("machine") or machine() for row in rows))
+
+
+def peaks() -> dict[str, int]:
+    """Bytes of memory at their peak so far: of this process, and of its first device where that tells."""
+    host = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"peak_bytes": host} | ({} if device is None else {"device_peak_bytes": device})
 
 
 def command_line() -> str:

@@ -5,18 +5,24 @@ the model to distil. For every activation and number of images per class: the se
 equations, from real images; random images, class means, k-means, herding, label distillation, and KIP.
 The first is saved in float32 and judged by ``jaxdistill evaluate`` in a fresh process, from the file alone.
 
-``--dataset cifar10-shaped`` and ``cifar100-shaped`` are synthetic colour images of 10 and 100 classes, with a
-deeper encoder of 256 features.
+``--dataset cifar10`` and ``cifar100`` have a wider encoder of 256 features, trained for longer; the network
+``resnet`` is residual, with ReLU, layer normalisation and pooled features. ``--methods boxed`` keeps the
+pixels of an exact set between 0 and 1. ``cifar10-shaped`` and ``cifar100-shaped`` are synthetic images.
+
+Where a set has as many images as there are features, any that span them are enough: no image is solved for,
+and label distillation is judged from its file. Encoders are trained once and kept in ``sets/``.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import resource
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -27,15 +33,19 @@ import common
 import jax
 import numpy as np
 from curves import Curve, Panel, draw_panels
+from flax.traverse_util import unflatten_dict
 from synthetic import dataset_path
 
+from jaxdistill.data.augment import Augmentation
 from jaxdistill.distill import distill
 from jaxdistill.distill.baselines import BASELINES, baseline
 from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.reference import pick_reference
 from jaxdistill.evaluate.certify import certify
+from jaxdistill.features.encoder import Encoder
 from jaxdistill.features.trained import train_encoder
 from jaxdistill.kip import KipConfig, recommended, train
+from jaxdistill.networks import make_network
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import Task, parse_validation, prepare, split_keys
@@ -43,15 +53,27 @@ from jaxdistill.plots import Row, draw_rows
 from jaxdistill.ridge.fit import fit_ridge
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.sets.artifact import DistilledSet
+from jaxdistill.solve.box import pixel_box
 
 KEYS = ("dataset", "activation", "ipc", "method")
-METHODS = ("spanning", *BASELINES, "kip")
-# Trained in seconds: a small encoder for digits, a deeper one for colour images.
+SOLVED = ("spanning", "boxed")
+METHODS = (*SOLVED, *BASELINES, "kip")
+SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
+NAMES = {"boxed": "spanning, pixels in [0, 1]"}
+# Trained in seconds: a small encoder for digits, a deeper one for images of CIFAR's shape. In minutes on two
+# cores, or a fraction of one on an accelerator: a wide one for CIFAR itself.
 SMALL = ({"channels": (16, 32), "num_features": 128}, TrainConfig(steps=800, batch=128, learning_rate=2e-3))
 DEEP = (
     {"channels": (32, 64, 128), "num_features": 256},
     TrainConfig(steps=500, batch=64, learning_rate=1e-3),
 )
+WIDE = (
+    {"channels": (64, 128, 256), "num_features": 256},
+    TrainConfig(steps=2000, batch=256, learning_rate=2e-3, augment=Augmentation(flip=True, shift=4)),
+)
+COLOUR = ("cifar10", "cifar100")
+# Widths of the residual network; of the last there are features.
+RESNET = (32, 64, 128)
 
 
 def main() -> None:
@@ -64,15 +86,21 @@ def main() -> None:
     name = options.dataset
     path = dataset_path(name)
     task = cache(partial(prepare, path))
-    model = cache(partial(_model, name, task))
+    model = cache(partial(_model, options, task))
     rows = common.Rows(options.results / f"{name}_encoder_probe.jsonl", KEYS)
-    for activation, ipc, method in product(options.activations, options.ipc, options.methods):
+    triples: Any = product(options.activations, options.methods, options.ipc)
+    for activation, method, ipc in triples:
         setting: dict[str, Any] = dict(zip(KEYS, (name, activation, ipc, method), strict=True))
-        rows.once(partial(_measure, options, path, task, model, setting), **setting)
+        wanted = not options.draw and rows.find(**setting) is None
+        if wanted and _serves(method, ipc, task, model, activation):
+            rows.once(partial(_measure, options, path, task, model, setting), **setting)
     chosen = [row for row in rows.rows if row["dataset"] == name]
+    if not chosen:
+        raise SystemExit(f"there are no rows of {name} in {options.results}; leave --draw out")
     chosen.sort(key=lambda row: (row["ipc"], METHODS.index(row["method"])))
     table = write_atomically(options.results / f"{name}_encoder_probe.md", _table(options, chosen).encode())
-    print(table.read_text(), _figure(options, chosen), *_pictures(options, task), sep="\n")
+    drawn = [*_figures(options, chosen), *_pictures(options, task)]
+    print(table.read_text(), *drawn, sep="\n")
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
@@ -80,28 +108,57 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ipc", type=int, nargs="+", help="default: 1 2 10 (--quick: 1 2)")
     parser.add_argument("--starts", type=int, default=4, help="real starts, side by side")
     parser.add_argument("--steps", type=int, default=200, help="of Levenberg-Marquardt, at most")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--seconds", type=float, help="for a try at a spanning set; default no limit")
+    own = [method for method in METHODS if method != "boxed"]
+    parser.add_argument("--methods", nargs="+", default=own, choices=METHODS, help="default: all but boxed")
+    parser.add_argument("--train-steps", type=int, help="of an encoder; default as the data need")
+    parser.add_argument("--judge-on", metavar="PLATFORM", help="of the fresh process, such as cpu")
+    parser.add_argument("--draw", action="store_true", help="draw the rows that are there, measure nothing")
+    parser.add_argument("--note", help="what a reader has to know of the data, such as 'JPEG copies'")
 
 
-def _model(name: str, task_of: Callable[[], Task], activation: str) -> tuple[RidgeModel, dict[str, float]]:
+def _encoder(options: Any, task: Task, activation: str) -> tuple[Encoder, float]:
+    """A trained encoder and the seconds that it took, now or in an earlier run."""
+    key, shape, k = split_keys(0)[0], task.preprocess.shape, task.y.shape[1]
+    settings, config = WIDE if options.dataset in COLOUR else SMALL
+    if options.dataset.endswith("-shaped"):
+        settings, config = DEEP
+    if options.train_steps is not None:
+        config = replace(config, steps=options.train_steps)
+    name, told = "encoder", settings | {"activation": activation}
+    if activation == "resnet":
+        name, told = "resnet", {"widths": RESNET}
+    network = make_network(name, num_outputs=k, **told)
+    file = _folder(options) / f"{options.dataset}_{activation}_{config.steps}_encoder.npz"
+    if not file.exists():
+        start = perf_counter()
+        phi = train_encoder(task.x, task.y, image_shape=shape, network=network, config=config, key=key)
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {"seconds": perf_counter() - start, **phi.parameters}
+        np.savez(buffer, allow_pickle=False, **arrays)
+        write_atomically(file, buffer.getvalue())
+    with np.load(file) as arrays:
+        kept = dict(arrays)
+    seconds = float(kept.pop("seconds"))
+    variables = unflatten_dict(kept, sep="/")
+    return Encoder.of(network, variables=variables, input_shape=shape, layer="features"), seconds
+
+
+def _model(options: Any, task_of: Callable[[], Task], activation: str) -> tuple[RidgeModel, dict[str, float]]:
     """The probe of a trained encoder, and the seconds that both took."""
     task = task_of()
-    key_features, key_split, _ = split_keys(0)
-    settings, config = DEEP if name.endswith("-shaped") else SMALL
+    phi, trained = _encoder(options, task, activation)
     start = perf_counter()
-    phi = train_encoder(
-        task.x,
-        task.y,
-        image_shape=task.preprocess.shape,
-        config=config,
-        activation=activation,
-        key=key_features,
-        **settings,
-    )
-    trained = perf_counter() - start
     validation = parse_validation("auto", len(task.x))
-    model = fit_ridge(phi, task.x, task.y, validation=validation, key=key_split)
-    return model, {"seconds_train": trained, "seconds_fit": perf_counter() - start - trained}
+    model = fit_ridge(phi, task.x, task.y, validation=validation, key=split_keys(0)[1])
+    return model, {"seconds_train": trained, "seconds_fit": perf_counter() - start}
+
+
+def _serves(method: str, ipc: int, task_of: Callable[[], Task], model_of: Any, activation: str) -> bool:
+    """Whether there is anything to solve for: not where the set has as many images as there are features."""
+    if method in BASELINES:
+        return True
+    return ipc * task_of().y.shape[1] < model_of(activation)[0].features.num_features
 
 
 def _measure(
@@ -111,50 +168,72 @@ def _measure(
     model, seconds = model_of(setting["activation"])
     method, m = setting["method"], setting["ipc"] * task.y.shape[1]
     key = split_keys(0)[2]
-    starts = np.empty((0, m, task.x.shape[1]))
-    start, small = perf_counter(), None
-    if method == "spanning":
-        # Nothing is to spare with one image per class: several starts at once; else where the first fails.
-        for number in (options.starts,) if m < 2 * task.y.shape[1] else (1, options.starts):
-            starts = _starts(model, task, m, number, key)
-            solver = SolverOptions(start=starts, starts=number, steps=options.steps)
-            small = distill(model, size=m, solver=solver, dtype=np.float32, key=key)
-            if small.recipe["solver"].get("reached"):
-                break
+    start, more = perf_counter(), {}
+    if method in SOLVED:
+        box = pixel_box(task.preprocess, dtype=np.float32) if method == "boxed" else None
+        small, began = _solved(options, model, task, m, box, key)
+        more["solver"] = small.recipe["solver"]
+        if began is not None:
+            change = task.preprocess.inverse(small.x) - task.preprocess.inverse(began)
+            more["psnr"] = float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64))))
     elif method == "kip":
         config = KipConfig(size=m, **recommended(m, task.y.shape[1], model.features.num_features))
         small = train(model, task.x, task.y, config, key=key).small
     else:
         small = baseline(method, model, task.x, task.y, size=m, key=key)
     seconds = seconds | {"seconds": perf_counter() - start}
-    assert small is not None
     small = small.with_context(task.preprocess, task.class_names)
-    if method == "spanning":
-        file = small.save(_set_path(options, setting))
-        found = _evaluate(file, path)
+    if method in SOLVED or (method == "label distillation" and m >= model.features.num_features):
+        found = _evaluate(options, small.save(_set_path(options, setting)), path)
     else:
         found = certify(model, small, task.x_test, task.y_test).to_dict()
     images = small.images
-    row = {
-        name: found[name]
-        for name in ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
-    }
-    if method == "spanning":
-        row["solver"] = small.recipe["solver"]
-        began = starts[row["solver"].get("chosen", 0)]
-        change = images - task.preprocess.inverse(began)
-        row["psnr"] = float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64))))
     return (
-        row
+        {name: found[name] for name in SHOWN}
+        | more
         | seconds
         | {
             "m": m,
+            "p": model.features.num_features,
+            "train": len(task.x),
+            "test": len(task.x_test),
             "lam": model.lam,
             "low": float(images.min()),
             "high": float(images.max()),
-            "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "machine": common.machine(),
         }
+        | common.peaks()
     )
+
+
+def _solved(
+    options: Any, model: RidgeModel, task: Task, m: int, box: Any, key: Any
+) -> tuple[DistilledSet, np.ndarray | None]:
+    """A set of the spanning equations, and the real images that it started from, where it did.
+
+    Nothing is to spare with one image per class: several starts at once, and then whatever the package takes
+    by default; elsewhere several where the first fails, unless pixels must stay in a box.
+    """
+    tight = m < 2 * task.y.shape[1]
+    told: dict[str, Any] = {"steps": options.steps, "seconds": options.seconds}
+    small, starts = None, np.empty(0)
+    few = (1,) if box is not None else (1, options.starts)
+    for number in (options.starts,) if tight else few:
+        starts = _starts(model, task, m, number, key)
+        solver = SolverOptions(start=starts, starts=number, **told)
+        small = distill(model, size=m, solver=solver, box=box, dtype=np.float32, key=key)
+        if small.recipe["solver"].get("reached"):
+            break
+    assert small is not None
+    report = small.recipe["solver"]
+    if tight and not report.get("reached") and box is None:
+        data = task.x, task.y
+        other = distill(
+            model, size=m, reference=data, solver=SolverOptions(**told), dtype=np.float32, key=key
+        )
+        if other.recipe["solver"].get("reached"):
+            return other, None
+    return small, starts[report.get("chosen", 0)]
 
 
 def _starts(model: RidgeModel, task: Task, m: int, number: int, key: Any) -> np.ndarray:
@@ -163,16 +242,23 @@ def _starts(model: RidgeModel, task: Task, m: int, number: int, key: Any) -> np.
     return np.stack([pick_reference(model, (task.x, task.y), m, one)[0] for one in keys])
 
 
-def _set_path(options: Any, setting: dict[str, Any]) -> Path:
+def _folder(options: Any) -> Path:
     folder = options.out / "sets"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{setting['dataset']}_{setting['activation']}_{setting['ipc']}.npz"
+    return folder
 
 
-def _evaluate(file: Path, dataset: str) -> dict[str, Any]:
+def _set_path(options: Any, setting: dict[str, Any]) -> Path:
+    end = "" if setting["method"] == "spanning" else "_" + setting["method"].replace(" ", "_")
+    return _folder(options) / f"{setting['dataset']}_{setting['activation']}_{setting['ipc']}{end}.npz"
+
+
+def _evaluate(options: Any, file: Path, dataset: str) -> dict[str, Any]:
     """What a fresh process makes of a file."""
     command = [sys.executable, "-m", "jaxdistill", "evaluate", str(file), "--dataset", dataset, "--json"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    platform = {} if options.judge_on is None else {"JAX_PLATFORMS": options.judge_on}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | platform)
+    return json.loads(done.stdout)
 
 
 def _table(options: Any, rows: list[dict[str, Any]]) -> str:
@@ -180,12 +266,14 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
     parts = [
         f"# Linear probes of trained encoders, {options.dataset}",
         "",
-        f"`{common.command_line()}` on {common.machine()}.",
+        f"`{common.command_line()}` on {common.machines(rows)}.",
         "",
+        *([f"The data are {options.note}.", ""] if options.note else []),
         "Spanning sets are judged from the saved float32 file in a fresh process. PSNR is to the real images "
         "that the set started from; seconds include compilation, and leave out training the encoder and "
         "fitting its probe. Label distillation has the labels of least weight error, the other baselines and "
-        "KIP those of best prediction.",
+        "KIP those of best prediction. With as many images as features any that span are enough: no image is "
+        "solved for.",
         "",
     ]
     header = [
@@ -202,8 +290,9 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
     for activation in dict.fromkeys(row["activation"] for row in rows):
         own = [row for row in rows if row["activation"] == activation]
         first = own[0]
+        counts = f", {first['train']} training and {first['test']} test images" if "train" in first else ""
         parts += [
-            f"## {activation}: full probe {common.percent(first['accuracy_full'])} %",
+            f"## {activation}: full probe {common.percent(first['accuracy_full'])} %{counts}",
             "",
             f"Encoder trained in {first['seconds_train']:.0f} s, probe in {first['seconds_fit']:.0f} s "
             f"with lam = {first['lam']:.4g}; shares in per cent.",
@@ -213,7 +302,7 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
                 (
                     [
                         row["m"],
-                        row["method"],
+                        NAMES.get(row["method"], row["method"]),
                         "yes" if row["exact"] else "no",
                         common.percent(row["accuracy_distilled"]),
                         common.percent(row["agreement"]),
@@ -229,36 +318,56 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _figure(options: Any, rows: list[dict[str, Any]]) -> Path:
-    panels = []
+def _figures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
+    """Accuracy of every method, and how near to real images the exact sets are."""
+    panels, near = [], []
     for activation in dict.fromkeys(row["activation"] for row in rows):
         own = [row for row in rows if row["activation"] == activation]
         curves = []
         for method in reversed(METHODS):  # the exact sets on top
             found = sorted((row for row in own if row["method"] == method), key=lambda row: row["ipc"])
+            if not found:
+                continue
+            sizes, name = [row["ipc"] for row in found], NAMES.get(method, method)
+            style = {"spanning": "k*-", "boxed": "k+-"}.get(method, "o--")
             accuracies = [100 * row["accuracy_distilled"] for row in found]
-            style = "k*-" if method == "spanning" else "o--"
-            curves.append(Curve(method, [row["ipc"] for row in found], accuracies, style))
+            curves.append(Curve(name, sizes, accuracies, style))
         ends = [min(row["ipc"] for row in own), max(row["ipc"] for row in own)]
         curves.append(Curve("full probe", ends, [100 * own[0]["accuracy_full"]] * 2, "k:"))
         panels.append(Panel(f"{activation} encoder", "images per class", "test accuracy, %", curves))
-    path = options.figures / f"{options.dataset}_encoder_probe.png"
-    return draw_panels(panels, path, common.command_line())
+        for method in SOLVED:
+            exact = [row for row in own if row["method"] == method and row["exact"] and "psnr" in row]
+            exact.sort(key=lambda row: row["ipc"])
+            if exact:
+                values = [row["ipc"] for row in exact], [row["psnr"] for row in exact]
+                end = "" if method == "spanning" else ", pixels in [0, 1]"
+                near.append(Curve(f"{activation}{end}", *values, "*-" if method == "spanning" else "+--"))
+    name, note = f"{options.dataset}_encoder_probe", common.command_line()
+    drawn = [draw_panels(panels, options.figures / f"{name}.png", note)]
+    if near:
+        panel = Panel("exact sets", "images per class", "PSNR to real images, dB", near)
+        drawn.append(draw_panels([panel], options.figures / f"{name}_nearness.png", note))
+    return drawn
 
 
 def _pictures(options: Any, task_of: Callable[[], Task]) -> list[Path]:
-    """The spanning sets, and real images."""
+    """The sets of the spanning equations, and real images."""
+    if not any(_folder(options).glob(f"{options.dataset}_*.npz")):  # all rows are of an earlier run
+        return []
     rows = []
     task = task_of()
     k = min(10, task.y.shape[1])
     first = [int(np.argmax(task.y.argmax(axis=1) == c)) for c in range(k)]
     rows.append(Row("real", task.preprocess.inverse(task.x[first])))
-    for activation, ipc in product(options.activations, sorted(options.ipc)):
-        path = _set_path(options, {"dataset": options.dataset, "activation": activation, "ipc": ipc})
+    for values in product((options.dataset,), options.activations, sorted(options.ipc), SOLVED):
+        setting: dict[str, Any] = dict(zip(KEYS, values, strict=True))
+        path = _set_path(options, setting)
         if path.exists():
             small = DistilledSet.load(path)
-            rows.append(Row(f"{activation},\n{ipc} per class", small.images[:k]))
-    if len(rows) == 1:  # all rows are of an earlier run, whose sets are not here
+            end = "" if setting["method"] == "spanning" else "\nin [0, 1]"
+            label = f"{setting['activation']},\n{setting['ipc']} per class{end}"
+            rows.append(Row(label, small.images[:k]))
+    if len(rows) == 1:
         return []
     names = None if task.class_names is None else task.class_names[:k]
     path = options.figures / f"{options.dataset}_encoder_probe_images.png"

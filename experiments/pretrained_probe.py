@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -89,7 +88,8 @@ def main() -> None:
     shared = (options.dataset, options.side, options.train, options.test)
     for ipc, method in product(options.ipc, options.methods):
         setting: dict[str, Any] = dict(zip(KEYS, (*shared, ipc, method), strict=True))
-        rows.once(partial(_measure, options, phi, probe, setting), **setting)
+        if not options.draw:
+            rows.once(partial(_measure, options, phi, probe, setting), **setting)
     table = write_atomically(options.results / f"{name}.md", _table(options, rows.rows).encode())
     print(table.read_text(), *_pictures(options, rows.rows), sep="\n")
 
@@ -102,6 +102,7 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", default=[*REAL, *POINTS], choices=[*REAL, *POINTS, *SOLVED])
     parser.add_argument("--seconds", type=float, help="for a spanning set; default no limit")
     parser.add_argument("--kip-steps", type=int, default=100)
+    parser.add_argument("--draw", action="store_true", help="draw the rows that are there, measure nothing")
     parser.add_argument("--note", help="what a reader has to know of the data, such as 'JPEG copies'")
     parser.add_argument("--judge", type=Path, metavar="FILE", help="judge a saved set and print JSON")
 
@@ -180,8 +181,9 @@ def _measure(
             "m": m,
             "lam": model.lam,
             "seconds": seconds,
-            "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "machine": common.machine(),
         }
+        | common.peaks()
     )
 
 
@@ -257,7 +259,7 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
     parts = [
         f"# The probe of a pretrained EfficientNet-Lite0, {options.dataset}",
         "",
-        f"`{common.command_line()}` on {common.machine()}.",
+        f"`{common.command_line()}`, and the same with other counts where there are some.",
         "",
         *([f"The data are {options.note}.", ""] if options.note else []),
         "Spanning and KIP sets are judged from their float32 files in a fresh process. Means and k-means "
@@ -273,6 +275,8 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
             f"## {side} x {side} pixels, {n} training and {t} test images: full probe "
             f"{common.percent(own[0]['accuracy_full'])} %, lam = {own[0]['lam']:.4g}",
             "",
+            f"On {common.machines(own)}. Peaks are of the process, and of the device beside it.",
+            "",
             common.markdown_table(
                 [*header[1:], "seconds", "peak, GB"],
                 (
@@ -286,7 +290,11 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
                         f"{row['psnr']:.1f}" if "psnr" in row else "",
                         f"[{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "",
                         f"{row['seconds']:.1f}",
-                        f"{row['peak_bytes'] / 1e9:.1f}",
+                        " + ".join(
+                            f"{row[name] / 1e9:.1f}"
+                            for name in ("peak_bytes", "device_peak_bytes")
+                            if name in row
+                        ),
                     ]
                     for row in own
                 ),

@@ -10,6 +10,10 @@ pytestmark = pytest.mark.long
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 WRITES = {
+    "encoder_probe": [
+        *("figures/digits_encoder_probe.png", "figures/digits_encoder_probe_images.png"),
+        *("results/digits_encoder_probe.md", "results/digits_encoder_probe.jsonl"),
+    ],
     "figures": [
         f"figures/digits_{name}.png" for name in ("linear", "network_noise", "overview", "realistic")
     ],
@@ -46,3 +50,18 @@ def test_a_run_that_was_killed_computes_only_what_is_missing(tmp_path):
     again = run("transfer", *words, folder=tmp_path)
     assert again.count("network=mlp") == 1 and "source=encoder" in again
     assert len(rows.read_text().splitlines()) == 4
+
+
+def test_drawing_measures_nothing_and_says_where_there_is_nothing_to_draw(tmp_path):
+    words = ("--activations", "tanh", "--ipc", "1", "--methods", "random", "--train-steps", "20")
+    first = run("encoder_probe", *words, folder=tmp_path)
+    rows = tmp_path / "quick" / "results" / "digits_encoder_probe.jsonl"
+    assert first.count("method=random") == 1 and len(rows.read_text().splitlines()) == 1
+    (tmp_path / "quick" / "figures" / "digits_encoder_probe.png").unlink()
+    more = ("--activations", "tanh", "gelu", "--ipc", "1", "--methods", "random", "herding", "--draw")
+    assert "method=" not in run("encoder_probe", *more, folder=tmp_path)
+    assert (tmp_path / "quick" / "figures" / "digits_encoder_probe.png").stat().st_size
+    rows.unlink()
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        run("encoder_probe", *more, folder=tmp_path)
+    assert "leave --draw out" in stopped.value.stderr

@@ -17,6 +17,7 @@ from jaxdistill.cli.cache import cache_folder, kept_programs
 from jaxdistill.cli.distill import add_distill_options, distill
 from jaxdistill.cli.evaluate import add_evaluate_options, evaluate
 from jaxdistill.cli.export import add_export_options, export
+from jaxdistill.cli.gpu import untuned_products
 from jaxdistill.cli.kip import add_compare_options, add_kip_options, compare, kip
 from jaxdistill.cli.moments import add_moments_options, moments
 from jaxdistill.cli.plan import plan
@@ -48,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        if options.run is not _info:  # which says what it can
-            _check_platform()
-        with kept_programs(not options.no_cache):
-            return options.run(options)
+        with untuned_products():
+            if options.run is not _info:  # which says what it can
+                _check_platform()
+            with kept_programs(not options.no_cache):
+                return options.run(options)
     except JaxDistillError as error:
         print(f"jaxdistill: {error}", file=sys.stderr)
         return 2

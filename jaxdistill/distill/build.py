@@ -90,10 +90,10 @@ def distill(
             labels, 0 otherwise.
         larger_root: Which root of ``s / (s^2 + lam_s) = s'`` to take, one for all or one per singular
             value in decreasing order; the smaller exists for lam_s > 0 only.
-        realistic: None for noise; "closest", exact near real examples, in closed form for linear maps and
-            by the spanning equations for others; "features", the nearest spanning set in features,
-            inverted; "inverse", the nearest inverse (CHW Corollary 4.1.1); "fixed", real examples
-            with new labels.
+        realistic: None for noise; "closest", exact near real examples, in closed form for linear maps
+            without a box and by the spanning equations for others; "features", the nearest spanning set
+            in features, inverted; "inverse", the nearest inverse (CHW Corollary 4.1.1); "fixed", real
+            examples with new labels.
         reference: Real examples ``(x, y)``, shapes (n, d) and (n, k), of which m are drawn; or a stream of
             such chunks, as for :func:`~jaxdistill.fit_ridge`, in one pass over it. Needed for ``realistic``;
             without it, where the inverse of the map chooses the nearest solution, and where the solver
@@ -154,6 +154,7 @@ def distill(
         realistic=realistic,
         exact=exact,
         starts=options.starts,
+        boxed=box is not None,
         dtype=stored,
     )
     if not (np.isfinite(noise) and noise > 0 and np.isfinite(sharpness) and sharpness > 0):
@@ -161,8 +162,7 @@ def distill(
     if box is not None and not plan.iterative:
         raise InputError(
             "a box needs a construction that solves for inputs, and this request gets: "
-            f"{plan.construction.value}; use realistic='closest' with a map that is not linear, or leave "
-            "box out"
+            f"{plan.construction.value}; use realistic='closest', or leave box out"
         )
     phi = model.features
     m, p = plan.size, phi.num_features

@@ -92,12 +92,14 @@ def plan_distillation(
     realistic: Realistic | None = None,
     exact: bool = False,
     starts: int = 1,
+    boxed: bool = False,
     dtype: Any = np.float64,
 ) -> Plan:
     """Decide on the construction for a request; arguments as for :func:`jaxdistill.distill`.
 
     Every map without a closed-form inverse gets the spanning equations, and every map that is not linear
-    where pixels are to stay closest to real ones; below their count, the projection.
+    where pixels are to stay closest to real ones, a linear one where they are to stay in a box besides;
+    below their count, the projection.
 
     Returns:
         The plan; nothing has been computed but the rank of the weights.
@@ -130,7 +132,7 @@ def plan_distillation(
         )
     if model.has_intercept and m < 2:
         raise RankError("one example fixes an intercept and no weights; use size >= 2")
-    construction, count = _construction(model, m, rank, realistic)
+    construction, count = _construction(model, m, rank, realistic, boxed)
     if exact and m < count:
         raise RankError(
             f"{m} examples are too few for exactness: m* = {count} are needed for weights of rank {rank} and "
@@ -277,7 +279,7 @@ def _size(model: RidgeModel, ipc: int | None, size: int | None) -> int:
 
 
 def _construction(
-    model: RidgeModel, size: int, rank: int, realistic: Realistic | None
+    model: RidgeModel, size: int, rank: int, realistic: Realistic | None, boxed: bool
 ) -> tuple[Construction, int]:
     """Construction, and the number of examples that it needs to be exact."""
     phi = model.features
@@ -292,7 +294,7 @@ def _construction(
         return (Construction.INVERSE if realistic == "inverse" else Construction.SPANNING), fewest
     if closed and realistic is None:
         return (Construction.EXACT if size >= fewest else Construction.REDUCED), fewest
-    if closed and isinstance(phi, (Linear, DeepLinear)):  # nearest features are nearest pixels
+    if closed and isinstance(phi, (Linear, DeepLinear)) and not boxed:  # nearest features are nearest pixels
         return Construction.SPANNING, fewest
     k = model.weights.shape[1]
     count = spanning_count(phi.num_features, phi.num_inputs, k, rank, intercept=model.has_intercept)

@@ -276,8 +276,8 @@ class Side(NamedTuple):
 
     @property
     def ahead(self) -> int:
-        """Chunks to send before they are used: to an accelerator copies go side by side at twice the rate."""
-        return 0 if self.devices[0].platform == "cpu" else 2
+        """Chunks to send before they are used: to an accelerator many go side by side at the full rate."""
+        return 0 if self.devices[0].platform == "cpu" else 6
 
     def whole_rows(self, size: int) -> int:
         """A number of rows, or as many more as it takes for every device to have equally many."""
@@ -362,7 +362,7 @@ def _room_told(device: Any) -> Iterator[None]:
         size, said = found.groups() if found else (None, "what was asked for")
         wanted = format_bytes(int(size)) if size else said
         free = device_bytes(device)
-        left = "" if free is None else f", where {format_bytes(free)} are free"
+        left = "" if free is None else f", and {format_bytes(free)} for this process unless others hold them"
         host = "" if device.platform == "cpu" else f", or keep float64 off the device with {VARIABLE}=host"
         raise MemoryBudgetError(
             f"{device} has no room for {wanted}{left}; use fewer features, fewer examples at once or a "

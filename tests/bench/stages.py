@@ -119,7 +119,8 @@ class Bench:
             self.rates["most memory used, GiB"] = used / 2**30
         report = {
             "device": device.device_kind,
-            "versions": f"Python {platform.python_version()}, JAX {jax.__version__}",
+            "versions": f"Python {platform.python_version()}, JAX {jax.__version__}, XLA_FLAGS "
+            + (os.environ.get("XLA_FLAGS") or "not set"),
             "float64": placement().title,
             "quick": self.quick,
             "seconds": perf_counter() - self.begun,

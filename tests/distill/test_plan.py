@@ -34,6 +34,12 @@ def real(problem):
         ({"size": 4, "labels": "soft"}, Construction.EXACT, LabelKind.SOFT, "auto"),
         ({"size": 4, "labels": np.eye(4)[:, :3]}, Construction.EXACT, LabelKind.GIVEN, 0.0),
         ({"ipc": 1, "realistic": "closest"}, Construction.SPANNING, LabelKind.SOFT, "auto"),
+        (
+            {"ipc": 1, "realistic": "closest", "boxed": True},
+            Construction.EQUATIONS,
+            LabelKind.SOFT,
+            "auto",
+        ),
         ({"ipc": 1, "realistic": "inverse", "lam_s": 0.5}, Construction.INVERSE, LabelKind.SOFT, 0.5),
         (
             {"ipc": 1, "realistic": "fixed", "labels": "weighted"},
@@ -186,3 +192,13 @@ def test_every_error_is_a_value_error_of_one_line(model):
     assert "\n" not in str(caught.value)
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.lam = 2.0
+
+
+def test_real_examples_of_a_linear_map_stay_in_a_box(model, problem):
+    x, y = problem["x"], problem["y"]
+    low, high = np.quantile(x, (0.02, 0.98), axis=0)
+    free = jd.distill(model, ipc=2, realistic="closest", reference=(x, y), key=KEY)
+    boxed = jd.distill(model, ipc=2, realistic="closest", reference=(x, y), box=(low, high), key=KEY)
+    assert not np.all((free.x >= low) & (free.x <= high))
+    assert np.all((boxed.x >= low) & (boxed.x <= high))
+    assert jd.certify(model, boxed, x, problem["y"].argmax(axis=1)).exact

@@ -126,7 +126,7 @@ def test_a_full_accelerator_is_told_what_it_has_and_of_the_host(monkeypatch):
     full.memory_stats = lambda: {"bytes_limit": 2**34, "bytes_in_use": 2**34 - 2**30}
     text = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.00GiB."
     with (
-        pytest.raises(MemoryBudgetError, match=rf"12.00GiB, where 1.0 GiB are free.*{VARIABLE}=host"),
+        pytest.raises(MemoryBudgetError, match=rf"12.00GiB, and 1.0 GiB for this .*{VARIABLE}=host"),
         module._room_told(full),
     ):
         raise jax.errors.JaxRuntimeError(text)
