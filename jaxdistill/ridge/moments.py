@@ -198,7 +198,7 @@ def _block_sums(
     return Moments(
         tuple(strip.astype(dtype) for strip in gram_strips(features, blocks, precision)),
         matmul(features.T, y.astype(features.dtype), precision).astype(dtype),
-        target_gram(targets.astype(dtype), t, ones),
+        target_gram(targets, t, ones),
         jnp.sum(ones),
         *sums,
         s.astype(dtype),

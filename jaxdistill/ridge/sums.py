@@ -41,7 +41,7 @@ def mean_of(rows: Any, mask: Any) -> Any:
 def target_gram(
     targets: Float[Array, "n k"], point: Float[Array, " k"], weight: Float[Array, " n"]
 ) -> Float[Array, "k k"]:
-    """``T = sum_i w_i (y_i - t) (y_i - t)^T``; pure.
+    """``T = sum_i w_i (y_i - t) (y_i - t)^T``, in the precision of t and w; pure.
 
     Of a thousand classes this product, in float64, would take half as long as that of the features. Class
     rows need none: products of different columns are zero, and the diagonal counts, ``diag(c) - c t^T -
@@ -60,7 +60,9 @@ def target_gram(
     """
 
     def multiplied(targets: Array, point: Array, weight: Array) -> Array:
-        return join_strips(gram_strips((targets - point[None]) * jnp.sqrt(weight)[:, None]))
+        return join_strips(
+            gram_strips((targets.astype(point.dtype) - point[None]) * jnp.sqrt(weight)[:, None])
+        )
 
     if targets.shape[1] < _FEW:
         return multiplied(targets, point, weight)
@@ -84,7 +86,7 @@ def are_classes(targets: Any) -> Bool[Any, ""]:
 
 def gram_of_classes(targets: Any, point: Any, weight: Any) -> Any:
     """T of class rows, of NumPy or JAX; arguments as for :func:`target_gram`."""
-    counts, n = (weight[:, None] * targets).sum(axis=0), weight.sum()
+    counts, n = (weight[:, None] * targets.astype(weight.dtype)).sum(axis=0), weight.sum()
     both = counts[:, None] * point
     diagonal = np.diag if isinstance(targets, np.ndarray) else jnp.diag
     return diagonal(counts) + (n * (point[:, None] * point) - (both + both.T))

@@ -107,7 +107,8 @@ def rows_of(source: str, chunks: Chunks, folder: Path) -> AbstractRows:
             command = [sys.executable, *sys.argv, "--write"]
             subprocess.run(command, check=True)
         rows = open_rows(*paths)
-    return rows.map(targets=lambda labels: jd.one_hot(labels, chunks.classes))
+    class_rows = np.eye(chunks.classes, dtype=np.float32)
+    return rows.map(targets=lambda labels: class_rows[labels])
 
 
 def main() -> None:
