@@ -21,6 +21,10 @@ WRITES = {
         *(f"figures/digits_{name}.png" for name in ("privacy", "private_images", "noise_attacked")),
         *("results/digits_privacy.md", "results/digits_privacy.jsonl"),
     ],
+    "png_sets": [
+        *("results/digits_png_sets.md", "results/digits_png_sets.jsonl"),
+        "figures/digits_png_sets.png",
+    ],
     "points_needed": ["results/points_needed.md", "results/points_needed.jsonl"],
     "pretrained_probe": ["results/digits_pretrained_probe.md", "results/digits_pretrained_probe.jsonl"],
     "ntk_mnist": ["figures/digits_ntk.png", "results/digits_ntk.md", "results/digits_ntk.jsonl"],

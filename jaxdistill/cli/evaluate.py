@@ -24,6 +24,9 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     """The file, the data, and what to train on it."""
     parser.add_argument("file", metavar="FILE", help="a distilled.npz")
     parser.add_argument("--dataset", required=True, help="data set whose test part is used")
+    parser.add_argument(
+        "--pictures", metavar="DIR", help="judge the images and labels of this folder, which export wrote"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     other = parser.add_argument_group(
         "transfer", "With --features, these are trained on the set in place of those it was made for."
@@ -42,6 +45,8 @@ def evaluate(options: argparse.Namespace) -> int:
     """Certify a saved set from its file alone, or train other features on it."""
     progress = sys.stderr.isatty() and not options.json
     if options.features is not None:
+        if options.pictures is not None:
+            raise InputError("--pictures is for the set's own features; leave out --features")
         return _transfer(options, progress)
     for name in _OF_TRANSFER:
         if getattr(options, name) is not None:
@@ -54,11 +59,22 @@ def evaluate(options: argparse.Namespace) -> int:
     watch = Stopwatch()
     with watch.stage("load"):
         small, data, x_test = load_file(options, progress)
+        if options.pictures is not None:
+            small = _with_pictures(small, options.pictures)
     with watch.stage("certify"):
         certificate = certify(small, small, x_test, data.y_test, progress=progress)
     report = describe(data.name, small, certificate.to_dict()) | {"seconds": seconds_of(watch.seconds)}
     print_report(report, options.json)
     return 0
+
+
+def _with_pictures(small: Any, folder: str) -> Any:
+    from jaxdistill.sets.artifact import DistilledSet
+    from jaxdistill.sets.pictures import with_pictures
+
+    if not isinstance(small, DistilledSet):
+        raise InputError("--pictures is for sets of a feature map, which is what export writes")
+    return with_pictures(small, folder)
 
 
 def _transfer(options: argparse.Namespace, progress: bool) -> int:

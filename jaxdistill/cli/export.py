@@ -18,7 +18,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="data set whose test part is used")
     parser.add_argument("--bits", type=int, default=8, help="of a channel, 8 or 16; default 8")
     parser.add_argument(
-        "--feedback", type=int, default=0, metavar="ROUNDS", help="rounds of rounding in part; default 0"
+        "--feedback", type=int, default=0, metavar="ROUNDS", help="groups that take up rounding; default 0"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="pictures", metavar="DIR", help="default: ./pictures")
@@ -26,7 +26,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Round the pixels, let the labels follow, certify what is left, and write the folder."""
+    """Round the pixels, let the labels follow, write the folder, and certify what is read from it."""
     folder = writable_folder(options.out)
     progress = sys.stderr.isatty() and not options.json
 
@@ -35,7 +35,7 @@ def export(options: argparse.Namespace) -> int:
     from jaxdistill.numerics.files import write_atomically
     from jaxdistill.pipeline import Stopwatch, split_keys
     from jaxdistill.sets.artifact import DistilledSet
-    from jaxdistill.sets.pictures import save_pictures
+    from jaxdistill.sets.pictures import save_pictures, with_pictures
 
     watch = Stopwatch()
     with watch.stage("load"):
@@ -45,11 +45,12 @@ def export(options: argparse.Namespace) -> int:
     with watch.stage("round"):
         key = split_keys(options.seed)[2]
         small = round_pixels(small, bits=options.bits, rounds=options.feedback, key=key)
-    with watch.stage("certify"):
-        certificate = certify(small, small, x_test, data.y_test, progress=progress)
-        small = small.with_certificate(certificate)
     with watch.stage("write"):
         files = save_pictures(small, folder, options.bits)
+    with watch.stage("certify"):
+        small = with_pictures(small, folder)
+        certificate = certify(small, small, x_test, data.y_test, progress=progress)
+        small = small.with_certificate(certificate)
         told = json.dumps(small.certificate, indent=2).encode()
         files.append(write_atomically(folder / "certificate.json", told))
     report = describe(data.name, small, certificate.to_dict()) | {

@@ -121,6 +121,7 @@ def _info(options: argparse.Namespace) -> int:
     import jax
 
     from jaxdistill.numerics.placement import local_devices, placement
+    from jaxdistill.numerics.products import measured_errors
 
     packages = (
         "jaxdistill",
@@ -152,7 +153,7 @@ def _info(options: argparse.Namespace) -> int:
         "backend": devices[0].platform if devices else None,
         "devices": [str(device) for device in devices],
         "x64": jax.numpy.result_type(float) == "float64",
-        "matmul_precision": "highest, stated at every product",
+        "products": measured_errors() if absent is None else None,
         "float64": where,
         "compiled_programs": cache_folder()[0],
         "data_dir": os.environ.get("JAXDISTILL_DATA_DIR"),
@@ -170,5 +171,9 @@ def _info(options: argparse.Namespace) -> int:
 def _print_lines(report: dict[str, Any]) -> None:
     for name, value in report.pop("versions").items():
         print(f"{name:<20} {value or 'not installed'}")
+    errors = report["products"] or {}
+    report["products"] = ", ".join(
+        f"{name} {'not here' if error is None else f'to {error:.0e}'}" for name, error in errors.items()
+    )
     for name, value in report.items():
         print(f"{name.replace('_', ' '):<20} {value}")

@@ -66,7 +66,8 @@ def job_cost(
 ) -> JobCost:
     """Count what training a model, distilling it in closed form and certifying the set take.
 
-    Sets that are solved for take as long as their solver needs: it is not counted.
+    Sets that are solved for take as long as their solver needs: it is not counted. Of one penalty an
+    eigendecomposition is counted, though a Cholesky factor may take its place.
 
     Args:
         features: Feature map phi, d -> p.

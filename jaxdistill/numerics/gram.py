@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.linalg import HIGHEST, matmul
 from jaxdistill.numerics.placement import on_accelerator
 
 
@@ -33,12 +33,15 @@ def cut_strips(matrix: Any, blocks: int | None = None) -> tuple[Any, ...]:
     return tuple(matrix[a:b, a:] for a, b in pairwise(edges))
 
 
-def gram_strips(rows: Float[Array, "n p"], blocks: int | None = None) -> tuple[Array, ...]:
+def gram_strips(
+    rows: Float[Array, "n p"], blocks: int | None = None, precision: Any = HIGHEST
+) -> tuple[Array, ...]:
     """Strips of ``A^T A``, of :func:`cut_strips`; with one block the full product; pure.
 
     Args:
         rows: A, shape (n, p).
         blocks: Number of strips; default :func:`num_blocks`.
+        precision: Of the products.
 
     Example:
         >>> strips = gram_strips(jnp.arange(8.0).reshape(2, 4), 2)
@@ -46,7 +49,7 @@ def gram_strips(rows: Float[Array, "n p"], blocks: int | None = None) -> tuple[A
         ([(2, 4), (2, 2)], (4, 4))
     """
     edges = _edges(rows.shape[1], blocks)
-    return tuple(matmul(rows[:, a:b].T, rows[:, a:]) for a, b in pairwise(edges))
+    return tuple(matmul(rows[:, a:b].T, rows[:, a:], precision) for a, b in pairwise(edges))
 
 
 def join_strips(strips: tuple[Array, ...]) -> Float[Array, "p p"]:

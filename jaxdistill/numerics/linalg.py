@@ -21,13 +21,13 @@ from jaxdistill.numerics.placement import device_scope, float64_scope
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array, precision: Any = HIGHEST) -> Array:
     """Matrix product in the full precision of its operands.
 
     GPUs and TPUs multiply float32 with 10 or 8 mantissa bits unless told otherwise; a distilled set
     computed that way is not exact.
     """
-    return jnp.matmul(a, b, precision=HIGHEST)
+    return jnp.matmul(a, b, precision=precision)
 
 
 def in_float64(function: Callable[..., Any], *args: Any) -> Any:

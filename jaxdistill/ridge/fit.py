@@ -18,6 +18,8 @@ from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory, return_freed_memory
 from jaxdistill.numerics.placement import moving_arrays, on_accelerator, over
 from jaxdistill.numerics.processes import shared_mesh
+from jaxdistill.numerics.products import Products, products_of
+from jaxdistill.ridge.definite import CholeskyFactor, factor_definite
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
@@ -36,6 +38,9 @@ LAMS = 10.0 ** np.arange(-6.0, 5.75, 0.5)
 # Products below this many operations are formed in float64: it costs less than a second.
 CHEAP_FLOPS = 5e10
 
+# What a model says it was factored by.
+_NAMES = {RidgePath: "eigendecomposition", CholeskyFactor: "Cholesky", ScaledFactor: "QR, then Jacobi"}
+
 Validation = float | tuple[Any, Any] | Literal["leave-one-out", "generalised"]
 
 
@@ -46,7 +51,7 @@ class _Problem:
     features: AbstractFeatureMap
     source: AbstractSource
     intercept: bool
-    dtype: np.dtype
+    products: Products
     progress: bool = False
 
     def moments(self) -> Moments:
@@ -54,7 +59,7 @@ class _Problem:
         if isinstance(self.source, MomentsSource):
             return self.source.moments if self.intercept else self.source.moments.about(0.0, 0.0)
         return accumulate_moments(
-            self.features, self.source, dtype=self.dtype, shifted=self.intercept, progress=self.progress
+            self.features, self.source, dtype=self.products, shifted=self.intercept, progress=self.progress
         )
 
 
@@ -77,7 +82,9 @@ def fit_ridge(
 
     ``B = (Phi^T Phi + lam I)^-1 Phi^T Y``, from one pass over the data and one factorisation: of the
     p x p matrix where n >= p, of the n x n matrix where n < p. At lam = 0 it is the solution of least
-    norm. The penalty is absolute, never divided by n.
+    norm. The penalty is absolute, never divided by n. The factorisation is an eigendecomposition, which
+    serves every penalty; for one that is given, of a thousand features or more, by products in float32, a
+    Cholesky factor where it shows that they have full rank (``model.factorisation``).
 
     Where columns of features differ so much in size that the Gram matrix would lose the small ones, or the
     weights do not solve their normal equations (``model.residual``), the factorisation is one of the features
@@ -102,7 +109,9 @@ def fit_ridge(
         intercept: Whether the model has an intercept. Without one, targets away from zero are met only as far
             as the features hold a constant.
         dtype: Precision of features and of the product Phi^T Phi; sums and factorisations are always
-            float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x.
+            float64. Default: float64 at lam = 0 and wherever the product is cheap, otherwise that of x. On
+            GPUs and TPUs also "bfloat16_x6" or "bfloat16_x3": features in float32, multiplied in parts, with
+            the digits of float32 or with 14 bits (``jaxdistill info`` measures each).
         key: Random key, needed only for a fraction that is held out.
         mesh: Devices that share the work, as of :func:`~jaxdistill.make_mesh`: rows are split over its axis
             "data", columns of features over its axis "features". Default: all devices of this process share
@@ -148,13 +157,14 @@ def fit_ridge(
             raise InputError(
                 "one example fixes an intercept and no weights; give at least 2, or intercept=False"
             )
-        precision = _product_dtype(dtype, source, features.num_features, lam)
-        problem = _Problem(features, source, intercept, precision, progress)
+        products = _products(dtype, source, features.num_features, lam)
+        problem = _Problem(features, source, intercept, products, progress)
         if lam == "auto":
             return _fit_auto(problem, validation, _checked_lams(lams), key)
         lam = check_penalty("lam", lam)
-        moments, path = _factor(problem)
-        return _model(problem, lam, moments, path)
+        moments = _moments(problem)
+        definite = factor_definite(moments, lam, products)
+        return _model(problem, lam, moments, _path(problem, moments) if definite is None else definite)
 
 
 def check_penalty(name: str, value: Any) -> float:
@@ -181,16 +191,17 @@ def _checked_lams(lams: Any) -> np.ndarray:
     return np.sort(lams)
 
 
-def _product_dtype(dtype: Any, source: AbstractSource, num_features: int, lam: Any) -> np.dtype:
+def _products(dtype: Any, source: AbstractSource, num_features: int, lam: Any) -> Products:
     if isinstance(source, MomentsSource):  # whose products are formed
-        if dtype not in (None, source.dtype):
+        own = source.products
+        if dtype is not None and products_of(dtype) != own:
             raise InputError(
-                f"dtype is {np.dtype(dtype)}, and these moments are of {source.dtype}; leave it out"
+                f"dtype is {products_of(dtype).name}, and these moments are of {own.name}; leave it out"
             )
-        return source.dtype
-    if dtype is not None:
-        return np.dtype(dtype)
-    return default_dtype(source.num_rows, num_features, lam, source.dtype)
+        return own
+    return products_of(
+        default_dtype(source.num_rows, num_features, lam, source.dtype) if dtype is None else dtype
+    )
 
 
 def default_dtype(num_rows: int | None, num_features: int, lam: Any, dtype: Any) -> np.dtype:
@@ -219,8 +230,8 @@ def factor_bytes(num_rows: int, num_features: int) -> int:
     return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * chunk_bytes(p) + (8 * 2 * n * p if n < p else 0)
 
 
-def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
-    """Moments, and the path by the smaller of the two Gram matrices, or by the features where it must be."""
+def _moments(problem: _Problem) -> Moments:
+    """Moments of what is fitted, after a look at the memory that their factorisation takes."""
     p = problem.features.num_features
     n = p if problem.source.num_rows is None else problem.source.num_rows
     side = min(n, p)
@@ -235,15 +246,16 @@ def _factor(problem: _Problem) -> tuple[Moments, RidgePath | ScaledFactor]:
     # Chunks of the pass, and what its sums took beside G; on an accelerator that is not the host's memory.
     if 8 * p**2 >= chunk_bytes(p) and not on_accelerator():
         return_freed_memory()
-    return moments, _path(problem, moments)
+    return moments
 
 
 def _path(problem: _Problem, moments: Moments) -> RidgePath | ScaledFactor:
+    """The path by the smaller of the two Gram matrices, or by the features where it must be."""
     features, source, intercept = problem.features, problem.source, problem.intercept
     path = None
     if not badly_scaled(moments.gram):
         if moments.count >= features.num_features:
-            path = in_float64(factor_primal, moments, problem.dtype.name)
+            path = in_float64(factor_primal, moments, problem.products.name)
         else:
             path = in_float64(factor_dual, features, *source.arrays(), intercept)
     if path is None or badly_scaled(moments.gram, path.resolution):
@@ -264,11 +276,12 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         rest, held = problem.source.hold_out(validation, key)
         train = dataclasses.replace(problem, source=rest)
     method = "leave-one-out" if held is problem.source else "validation"
-    moments, path = _factor(train)
+    moments = _moments(train)
+    path = _path(train, moments)
     scaled = isinstance(path, ScaledFactor)
     inner = path.path if isinstance(path, ScaledFactor) else path
     if validation == "generalised":
-        selection = score_generalised(inner, lams, moments.count, intercept=intercept, dtype=problem.dtype)
+        selection = score_generalised(inner, lams, moments.count, intercept=intercept, dtype=problem.products)
         return _model(problem, selection.lam, moments, path, selection)
     # A model that interpolates has leverages near one; float32 cannot hold their distance from it.
     interpolates = method == "leave-one-out" and moments.count < problem.features.num_features
@@ -280,7 +293,7 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         lams,
         centre=moments if intercept else None,
         classes=problem.source.target_kind is not TargetKind.REAL,
-        dtype=np.dtype(np.float64) if interpolates or scaled else problem.dtype,
+        dtype=np.dtype(np.float64) if interpolates or scaled else problem.products.dtype,
         progress=problem.progress,
     )
     lam = selection.lam
@@ -293,7 +306,10 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
     if not isinstance(path, ScaledFactor):
         definite = moments.count >= problem.features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
-            return _model(problem, lam, everything, path, selection, in_float64(solve, everything, lam))
+            rank = int(np.sum(path.eigenvalues > path.resolution))
+            told = rank, float(path.resolution), _resolved(path, lam, problem.products)
+            factor = CholeskyFactor(in_float64(solve, everything, lam), *told)
+            return _model(problem, lam, everything, factor, selection)
     # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
     return _model(problem, lam, everything, _path(problem, everything), selection)
 
@@ -302,19 +318,22 @@ def _model(
     problem: _Problem,
     lam: float,
     moments: Moments,
-    factor: RidgePath | ScaledFactor,
+    factor: RidgePath | ScaledFactor | CholeskyFactor,
     selection: LamSelection | None = None,
-    weights: np.ndarray | None = None,
 ) -> RidgeModel:
     """The model, its weights measured; where they do not solve the problem, from the features themselves."""
     features, source, intercept = problem.features, problem.source, problem.intercept
-    kind, dtype = source.target_kind, problem.dtype
-    if isinstance(factor, ScaledFactor):
-        path, dropped = factor.path, factor.dropped
+    kind, products = source.target_kind, problem.products
+    if isinstance(factor, CholeskyFactor):  # which drops nothing
+        found, rank, resolution, resolved = factor
+        dropped = 0.0
     else:
-        # Weights that are given come from a Cholesky factor, which drops nothing.
-        path, dropped = factor, 0.0 if weights is not None else _dropped(factor, lam, moments.gram)
-    found = in_float64(path_weights, path, lam) if weights is None else weights
+        scaled = isinstance(factor, ScaledFactor)
+        path = factor.path if scaled else factor
+        found, resolution = in_float64(path_weights, path, lam), float(path.resolution)
+        rank = int(np.sum(path.eigenvalues > resolution))
+        dropped = factor.dropped if scaled else _dropped(path, lam, moments.gram)
+        resolved = scaled or _resolved(path, lam, products)
     if kind is TargetKind.CENTRED or (intercept and kind is TargetKind.ONE_HOT):
         # Rows of Y, centred ones or minus their mean, sum to zero, so rows of B do; rounding must not hide
         # that its rank is k - 1.
@@ -326,37 +345,38 @@ def _model(
         weights=found,
         lam=lam,
         moments=moments,
-        rank=int(np.sum(path.eigenvalues > path.resolution)),
-        resolution=float(path.resolution),
+        rank=rank,
+        resolution=resolution,
         selection=selection,
         target_kind=kind,
         dropped=dropped,
-        product_dtype=dtype.name,
+        product_dtype=products.name,
         data_dtype=source.data_dtype.name,
         intercept=moments.target_shift - moments.feature_shift @ found if intercept else None,
+        factorisation=_NAMES[type(factor)],
     )
     solution = model.solution
     assert solution is not None  # it has moments
     if isinstance(factor, ScaledFactor):
         weak = factor.weak_columns(lam)
         # Weights may be so large that their own rounding takes half of the digits of what they predict.
-        if len(weak) or not solution.solved or solution.value > np.sqrt(np.finfo(dtype).eps):
+        if len(weak) or not solution.solved or solution.value > np.sqrt(products.eps):
             _warn(model, solution, weak)
-    elif not (solution.solved and _resolved(path, lam, dtype)):
+    elif not (solution.solved and resolved):
         again = factor_scaled(features, source, moments, intercept=intercept)
         return _model(problem, lam, moments, again, selection)
     return model
 
 
-def _resolved(path: RidgePath, lam: float, dtype: np.dtype) -> bool:
+def _resolved(path: RidgePath, lam: float, products: Products) -> bool:
     """Whether all directions count, so far above the resolution that half of their digits are left.
 
     What a Gram matrix of float32 products does not resolve is not in it; its model says what it dropped.
     """
-    if dtype == np.float32:
+    if products.name != "float64":
         return True
     damped = np.asarray(path.eigenvalues) + lam
-    return bool(np.all(path.kept(lam)) and np.all(damped * np.sqrt(np.finfo(dtype).eps) > path.resolution))
+    return bool(np.all(path.kept(lam)) and np.all(damped * np.sqrt(products.eps) > path.resolution))
 
 
 def _dropped(path: RidgePath, lam: float, gram: Any) -> float:

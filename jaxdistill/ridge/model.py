@@ -47,6 +47,7 @@ class RidgeModel:
         product_dtype: Precision in which the products of the moments were formed.
         data_dtype: The coarsest type that holds the inputs: what rounding they come with.
         intercept: b, shape (k,), float64 on the host; None of a model without.
+        factorisation: What the weights were solved by; None of a head without data.
 
     Example:
         >>> import jax, numpy as np
@@ -71,6 +72,7 @@ class RidgeModel:
     product_dtype: str = field(default="float64", metadata={"static": True})
     data_dtype: str = field(default="float64", metadata={"static": True})
     intercept: Float[np.ndarray, " k"] | Any | None = None
+    factorisation: str | None = field(default=None, metadata={"static": True})
 
     @property
     def residual(self) -> float | None:

@@ -21,12 +21,11 @@ from jaxdistill.numerics.mesh import DATA, FEATURES
 from jaxdistill.numerics.pace import late
 from jaxdistill.numerics.placement import Side, device_scope
 from jaxdistill.numerics.processes import gathered, summed
+from jaxdistill.numerics.products import check_products, products_of
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.numerics.two_sum import TwoSum, add_all
 from jaxdistill.ridge.source import AbstractSource, padded
-
-# Rows that are summed in the precision of the features, before float64 takes over.
-_ROWS = 128
+from jaxdistill.ridge.sums import column_sums, mean_of, target_gram, target_gram_on_host
 
 
 @final
@@ -180,6 +179,7 @@ def _block_sums(
     dtype: Any,
     about: tuple[Float[Array, " p"], Float[Array, " k"]] | None,
     blocks: int | None = None,
+    precision: Any = HIGHEST,
 ) -> Moments:
     """Moments of one block, of :meth:`Moments.from_features`, with G as strips of its upper triangle."""
     dtype = features.dtype if dtype is None else dtype
@@ -190,31 +190,20 @@ def _block_sums(
         s, t = about[0].astype(features.dtype), about[1].astype(dtype)
         features, y = features - s[None], y - t[None]
     ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
-    sums = _column_sums(features, ones, dtype), matmul(ones, y)
+    sums = column_sums(features, ones, dtype), matmul(ones, y)
     if weight is not None:
         root = jnp.sqrt(weight)[:, None]
         features = features * root.astype(features.dtype)
         y = y * root.astype(dtype)
     return Moments(
-        tuple(strip.astype(dtype) for strip in gram_strips(features, blocks)),
-        matmul(features.T, y.astype(features.dtype)).astype(dtype),
-        matmul(y.T, y),
+        tuple(strip.astype(dtype) for strip in gram_strips(features, blocks, precision)),
+        matmul(features.T, y.astype(features.dtype), precision).astype(dtype),
+        target_gram(targets, t, ones),
         jnp.sum(ones),
         *sums,
         s.astype(dtype),
         t,
     )
-
-
-def _column_sums(rows: Float[Array, "n p"], weight: Float[Array, " n"], dtype: Any) -> Float[Array, " p"]:
-    """Weighted sum of rows: of a few in their precision, of those in ``dtype``; cheap beside a product."""
-    n, p = rows.shape
-    blocks = -(-n // _ROWS)
-    more = blocks * _ROWS - n
-    rows = jnp.pad(rows, ((0, more), (0, 0))).reshape(blocks, _ROWS, p)
-    weight = jnp.pad(weight.astype(rows.dtype), (0, more)).reshape(blocks, _ROWS)
-    partial_sums = jnp.einsum("br,brp->bp", weight, rows, precision=HIGHEST)
-    return jnp.sum(partial_sums.astype(dtype), axis=0)
 
 
 def _shapes(num_features: int, num_targets: int) -> tuple[tuple[int, ...], ...]:
@@ -256,7 +245,7 @@ class _Split(NamedTuple):
         return replace(jax.tree.map(lambda _: self.copies, replace(sums, gram=0.0)), **lines)
 
 
-@partial(jax.jit, static_argnums=5, donate_argnums=0)
+@partial(jax.jit, static_argnums=(5, 6), donate_argnums=0)
 def _add_chunk(
     moments: Moments,
     features: AbstractFeatureMap,
@@ -264,11 +253,13 @@ def _add_chunk(
     y: Array,
     mask: Array,
     split: _Split | None = None,
+    precision: Any = HIGHEST,
 ) -> Moments:
     """Add a chunk to moments whose G is in strips; features may be split over devices."""
     point = moments.feature_shift, moments.target_shift
     rows = _rows_of(features, x, split)
-    total = moments.plus(_block_sums(rows, y, mask, moments.cross.dtype, point, len(moments.gram)))
+    told = moments.cross.dtype, point, len(moments.gram), precision
+    total = moments.plus(_block_sums(rows, y, mask, *told))
     return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
 
 
@@ -285,7 +276,7 @@ class _ShortSums(NamedTuple):
     feature_sum: TwoSum | Any
 
 
-@partial(jax.jit, static_argnums=6, donate_argnums=0)
+@partial(jax.jit, static_argnums=(6, 7), donate_argnums=0)
 def _add_chunk_in_two(
     sums: _ShortSums,
     features: AbstractFeatureMap,
@@ -294,10 +285,12 @@ def _add_chunk_in_two(
     mask: Array,
     shift: Array,
     split: _Split | None = None,
+    precision: Any = HIGHEST,
 ) -> _ShortSums:
     """Add a chunk, of whose targets the shift is subtracted already."""
     about = shift, jnp.zeros(y.shape[1], y.dtype)
-    block = _block_sums(_rows_of(features, x, split), y, mask, None, about, len(sums.gram))
+    told = None, about, len(sums.gram), precision
+    block = _block_sums(_rows_of(features, x, split), y, mask, *told)
     total = _ShortSums(*add_all(tuple(sums), (block.gram, block.cross, block.feature_sum)))
     return total if split is None else jax.lax.with_sharding_constraint(total, split.of(total))
 
@@ -305,19 +298,10 @@ def _add_chunk_in_two(
 _whole = jax.jit(join_strips)
 
 
-def _mean(rows: Any, mask: Any) -> Any:
-    """Mean of the rows of a chunk, in their own precision, from the first row, which is no padding.
-
-    So a column that is constant is met to the last bit.
-    """
-    weight = mask.astype(rows.dtype)[:, None]
-    return rows[0] + (weight * (rows - rows[:1])).sum(axis=0) / weight.sum()
-
-
 @jax.jit
 def _middle(features: AbstractFeatureMap, x: Array, mask: Array) -> Array:
     """Mean of the features of a chunk."""
-    return _mean(features(x), mask)
+    return mean_of(features(x), mask)
 
 
 def _in_two(sums: Any) -> TwoSum:
@@ -329,8 +313,8 @@ def _in_two(sums: Any) -> TwoSum:
 class _Accumulator:
     """Moments of the chunks so far, in float64 on the devices, or in two float32 numbers and on the host."""
 
-    def __init__(self, features: AbstractFeatureMap, num_targets: int, side: Side) -> None:
-        self.side, p = side, features.num_features
+    def __init__(self, features: AbstractFeatureMap, num_targets: int, side: Side, precision: Any) -> None:
+        self.side, self.precision, p = side, precision, features.num_features
         self.split = _Split.over(side.mesh, p)
         self.copies = NamedSharding(side.mesh, PartitionSpec())
         self.features = jax.device_put(features, self.copies)
@@ -342,7 +326,7 @@ class _Accumulator:
     def begin(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
         """Choose the point that sums are about, from the first chunk; that of the first process for all."""
         if shifted:
-            s, t = _middle(self.features, *self.side.by_row((x, mask))), _mean(y, mask)
+            s, t = _middle(self.features, *self.side.by_row((x, mask))), mean_of(y, mask)
             point = gathered(np.concatenate([np.asarray(a, np.float64) for a in (s, t)]))[0]
             s, t = np.split(point, [len(s)])
             self.own = replace(self.zeros, feature_shift=s, target_shift=t)
@@ -364,27 +348,32 @@ class _Accumulator:
         """A chunk on its way to the devices, and its targets and mask as the host adds them up."""
         if self.sums is None:
             self.begin(x, y, mask, shifted)
-        if not self.wide:
-            y = (y.astype(np.float64) - self.own.target_shift) * mask[:, None]
-        return self.side.by_row((x, y if self.wide else y.astype(np.float32), mask)), y, mask
+        short = y if self.wide else self._about(y, mask).astype(np.float32)
+        return self.side.by_row((x, short, mask)), y, mask
+
+    def _about(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return (y.astype(np.float64) - self.own.target_shift) * mask[:, None]
 
     def add(self, block: tuple[Any, ...], y: np.ndarray, mask: np.ndarray) -> None:
         """Add a chunk that was sent."""
         if not self.wide:
             own = self.own
             # Small, and exact beside the data: T and what else knows no features.
+            targets, weight = y.astype(np.float64), mask.astype(np.float64)
             self.own = replace(
                 own,
-                target_gram=own.target_gram + y.T @ y,
-                target_sum=own.target_sum + y.sum(axis=0),
+                target_gram=own.target_gram + target_gram_on_host(targets, own.target_shift, weight),
+                target_sum=own.target_sum + self._about(y, mask).sum(axis=0),
                 count=own.count + mask.sum(dtype=np.float64),
             )
         # Rows are read while the device works, but only one chunk ahead of it.
         jax.block_until_ready(self.sums)
         if self.wide:
-            self.sums = _add_chunk(self.sums, self.features, *block, self.split)
+            self.sums = _add_chunk(self.sums, self.features, *block, self.split, self.precision)
         else:
-            self.sums = _add_chunk_in_two(self.sums, self.features, *block, self.shift, self.split)
+            self.sums = _add_chunk_in_two(
+                self.sums, self.features, *block, self.shift, self.split, self.precision
+            )
 
     def total(self) -> Moments:
         """The moments, read back once."""
@@ -420,7 +409,8 @@ def accumulate_moments(
     Args:
         features: Feature map phi.
         source: Inputs and targets.
-        dtype: Precision of the features and of the product Phi^T Phi.
+        dtype: Precision of the features and of the product Phi^T Phi: a type, or a name of
+            :mod:`jaxdistill.numerics.products`.
         shifted: Whether to sum about the means of the first chunk, as an intercept needs it.
         begin: Moments of the first rows, whole chunks of them, where a pass that was killed goes on.
         each: Called after every chunk with what reads the moments so far back.
@@ -428,11 +418,17 @@ def accumulate_moments(
 
     Returns:
         Moments as float64 NumPy arrays.
+
+    Raises:
+        InputError: a precision that the devices do not have.
     """
+    products = products_of(dtype)
+    check_products(products)
+    dtype = products.dtype
     start = 0 if begin is None else int(begin.count)
     total = None if source.num_rows is None else source.num_rows - start
     with device_scope(dtype, wide_sums=True) as side:
-        sums = _Accumulator(features, source.num_targets, side)
+        sums = _Accumulator(features, source.num_targets, side, products.precision)
         if begin is not None:
             sums.go_on(begin)
         size, bar = side.whole_rows(source.chunk_size), "moments" if progress else None

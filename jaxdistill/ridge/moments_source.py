@@ -9,6 +9,7 @@ from typing import ClassVar, final
 import numpy as np
 
 from jaxdistill.errors import InputError
+from jaxdistill.numerics.products import Products
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.source import AbstractSource
 from jaxdistill.ridge.targets import TargetKind
@@ -23,19 +24,20 @@ class MomentsSource(AbstractSource):
         moments: Of features and targets.
         num_inputs: d.
         kind: What the targets were.
-        dtype: Precision in which the products were formed.
+        products: Precision in which the products were formed.
         data_dtype: The coarsest type that held the inputs.
         chunk_size: Rows in a chunk of other examples that stand beside these.
 
     Example:
         >>> import jaxdistill as jd
+        >>> from jaxdistill.numerics.products import products_of
         >>> from jaxdistill.ridge.moments import accumulate_moments
         >>> from jaxdistill.ridge.source import ArraySource
         >>> phi, x = jd.features.Linear(3), np.diag([1.0, 2.0, 3.0])
         >>> rows = ArraySource.of(x, x, num_inputs=3, num_features=3)
-        >>> float64 = np.dtype("float64")
-        >>> moments = accumulate_moments(phi, rows, dtype=float64)
-        >>> source = MomentsSource(moments, 3, rows.target_kind, float64, float64, 256)
+        >>> float64, products = np.dtype("float64"), products_of("float64")
+        >>> moments = accumulate_moments(phi, rows, dtype=products)
+        >>> source = MomentsSource(moments, 3, rows.target_kind, products, float64, 256)
         >>> np.round(jd.fit_ridge(phi, source, lam=0.0).weights, 9).tolist()
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
@@ -45,9 +47,14 @@ class MomentsSource(AbstractSource):
     moments: Moments
     num_inputs: int
     kind: TargetKind
-    dtype: np.dtype
+    products: Products
     data_dtype: np.dtype
     chunk_size: int
+
+    @property
+    def dtype(self) -> np.dtype:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Type of the features, and of other examples that stand beside these."""
+        return self.products.dtype
 
     @property
     def num_rows(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.contrasts import contrasts
 from jaxdistill.numerics.linalg import matmul
+from jaxdistill.numerics.products import products_of
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 
@@ -69,14 +70,14 @@ class RidgePath:
             g,
             matmul(v.T, moments.cross),
             moments.target_gram,
-            _resolution(g, moments.gram.dtype, product_dtype),
+            resolution_of(jnp.max(g, initial=0.0), len(g), moments.gram.dtype, product_dtype),
         )
 
     @classmethod
     def from_features(cls, features: Float[Array, "n p"], targets: Float[Array, "n k"]) -> Self:
         """Dual path, for fewer examples than features."""
         g, u = jnp.linalg.eigh(matmul(features, features.T))
-        resolution = _resolution(g, features.dtype, None)
+        resolution = resolution_of(jnp.max(g, initial=0.0), len(g), features.dtype, None)
         root = jnp.sqrt(jnp.where(g > resolution, g, 1.0))
         scale = jnp.where(g > resolution, 1.0 / root, 0.0)
         return cls(
@@ -123,15 +124,15 @@ class RidgePath:
         return jnp.sum(self.eigenvalues > self.resolution)
 
 
-def _resolution(eigenvalues: Array, sum_dtype: Any, product_dtype: Any) -> Float[Array, ""]:
+def resolution_of(largest: Any, size: int, sum_dtype: Any, product_dtype: Any) -> Any:
     """The largest eigenvalue times the rounding of the products and of the eigendecomposition.
 
     A Gram matrix inherits a few eps of its products, concentrated along the leading direction
     (measured on MNIST: 3 eps in float32); its eigendecomposition adds p eps of its own precision.
     """
     own = jnp.finfo(sum_dtype).eps
-    products = own if product_dtype is None else jnp.finfo(product_dtype).eps
-    return jnp.max(eigenvalues, initial=0.0) * (8 * products + len(eigenvalues) * own)
+    products = own if product_dtype is None else products_of(product_dtype).eps
+    return largest * (8 * products + size * own)
 
 
 def solve_ridge(moments: Moments, lam: Float[Array, ""] | float) -> Float[Array, "p k"]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdistill.errors import InputError
+from jaxdistill.numerics.products import products_of
 from jaxdistill.ridge.moments import Moments
 
 # What summing a chunk makes of the rounding of its products: blocks of some 256 rows, as libraries sum them
@@ -105,7 +106,7 @@ def model_residual(
         np.asarray(a, np.float64) for a in (moments.gram, moments.cross, moments.target_gram)
     )
     own = float(np.finfo(np.float64).eps)
-    eps = float(np.finfo(product_dtype).eps)
+    eps = products_of(product_dtype).eps
     sizes, targets = column_sizes(gram), np.sqrt(np.trace(target_gram))
     # A feature or target of zeros has no size to compare with, and nothing to be wrong in.
     unit = np.where(sizes > 0, sizes, 1.0) * (targets if targets > 0 else 1.0)

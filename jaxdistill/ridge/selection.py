@@ -17,6 +17,7 @@ from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.pace import late
 from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.processes import summed
+from jaxdistill.numerics.products import products_of
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.source import AbstractSource, padded
@@ -89,7 +90,7 @@ def _score_chunk(
     leverages = base + matmul(filters, (z**2).T) if left_out else None
     # Nearer to one than this, a leverage is one, and the residual over the gap rounding over rounding: eps
     # of this precision, and of float64, in which the path was factored, once an eigenvector.
-    rounding = 64 * (jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
+    rounding = 64 * float(jnp.finfo(z.dtype).eps + basis.shape[1] * jnp.finfo(jnp.float64).eps)
 
     def one(factor_and_leverage: tuple[Array, Array | None]) -> tuple[Array, Array]:
         factor, h = factor_and_leverage
@@ -198,6 +199,6 @@ def score_generalised(
     left = size - (filters * (2 - g * filters)) @ np.sum(projected**2, axis=1)
     gap = 1 - (filters @ g + intercept) / count
     lost = gap <= 64 * len(g) * np.finfo(np.float64).eps
-    errors = np.maximum(left, float(np.finfo(dtype).eps) * size) / count
+    errors = np.maximum(left, products_of(dtype).eps * size) / count
     scores = np.where(lost, np.inf, errors / np.where(lost, 1.0, gap) ** 2)
     return LamSelection(lams, scores, None, "generalised cross-validation")

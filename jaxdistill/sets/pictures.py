@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +61,7 @@ def pixel_levels(images: np.ndarray, bits: int) -> np.ndarray:
         below, above = max(0.0, -float(images.min())), max(0.0, float(images.max()) - 1)
         raise InputError(
             f"pixels leave [0, 1], by {below:.3g} below and {above:.3g} above, and no PNG file holds them; "
-            "make the set with --box 0 1, by --realistic closest where its features have an inverse"
+            "make the set with --realistic closest --box 0 1"
         )
     return levels.astype(np.uint8 if bits == 8 else np.uint16)
 
@@ -138,6 +139,29 @@ def load_pictures(folder: str | Path) -> Pictures:
     if len(sizes) != 1:
         raise ArtifactError(f"{folder} has images of different sizes, {sorted(sizes)}; keep those of one set")
     return Pictures(np.stack(images), labels, lam)
+
+
+def with_pictures(small: DistilledSet, folder: str | Path) -> DistilledSet:
+    """The set whose inputs, labels and penalty are those of a folder: what someone trains who has no more.
+
+    Args:
+        small: The set that was exported: its features, weights and preprocessing.
+        folder: What :func:`save_pictures` wrote.
+
+    Raises:
+        InputError: images or labels of another shape than the set's.
+        ArtifactError: the folder holds no set.
+    """
+    found, prepare = load_pictures(folder), small.preprocess
+    shape = found.images.shape[1:]
+    if prepare is None or prepare.shape != shape or found.labels.shape[1] != small.y.shape[1]:
+        own = None if prepare is None else prepare.shape
+        raise InputError(
+            f"{folder} has images {shape} and {found.labels.shape[1]} targets, the set {own} and "
+            f"{small.y.shape[1]}; name the set that was exported"
+        )
+    x = np.asarray(prepare.forward(found.images.astype(small.x.dtype))).astype(small.x.dtype)
+    return replace(small, x=x, y=found.labels, lam=found.lam, certificate=None)
 
 
 def _read(path: Path) -> np.ndarray:

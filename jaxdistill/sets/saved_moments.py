@@ -18,6 +18,7 @@ from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.features.stored import parts_of, rebuild
 from jaxdistill.numerics.files import check_folder, write_atomically
+from jaxdistill.numerics.products import products_of
 from jaxdistill.ridge.moments import Moments, accumulate_moments
 from jaxdistill.ridge.moments_source import MomentsSource
 from jaxdistill.ridge.source import AbstractSource
@@ -80,7 +81,7 @@ class SavedMoments:
             self.moments,
             self.features.num_inputs,
             self.target_kind,
-            np.dtype(self.product_dtype),
+            products_of(self.product_dtype),
             np.dtype(self.data_dtype),
             self.chunk_size,
         )
@@ -218,7 +219,7 @@ class SavedMoments:
             else rebuild_preprocess(transform["kind"], transform["settings"], before),
             None if told["class_names"] is None else tuple(map(str, told["class_names"])),
             TargetKind(told["targets"]),
-            np.dtype(told["product_dtype"]).name,
+            products_of(told["product_dtype"]).name,
             np.dtype(told["data_dtype"]).name,
             int(told["chunk_size"]),
             bool(told["whole"]),
@@ -251,7 +252,8 @@ def collect_moments(
         path: The file.
         preprocess: What the inputs went through, for the record.
         class_names: Names of the classes, for the record.
-        dtype: Precision of features and products; default that of the inputs.
+        dtype: Precision of features and products, as for :func:`~jaxdistill.fit_ridge`; default that of the
+            inputs.
         every: Seconds between two times that the file is written.
         progress: Whether to show a bar.
 
@@ -281,7 +283,7 @@ def collect_moments(
         preprocess,
         None if class_names is None else tuple(class_names),
         source.target_kind,
-        (source.dtype if dtype is None else np.dtype(dtype)).name,
+        products_of(source.dtype if dtype is None else dtype).name,
         source.data_dtype.name,
         source.chunk_size,
         False,
@@ -309,7 +311,7 @@ def collect_moments(
     moments = accumulate_moments(
         features,
         source,
-        dtype=np.dtype(start.product_dtype),
+        dtype=start.product_dtype,
         shifted=True,
         begin=None if begin is None else begin.moments,
         each=each,

@@ -38,7 +38,7 @@ from jaxdistill.kernels import NTK
 from jaxdistill.kernels.tiles import TiledKernel, kernel_matrix
 from jaxdistill.networks import make_network
 from jaxdistill.numerics.linalg import in_float64, matmul
-from jaxdistill.numerics.placement import device_scope, float64_scope
+from jaxdistill.numerics.placement import device_scope, float64_scope, on_accelerator
 from jaxdistill.ridge.moments import accumulate_moments
 from jaxdistill.ridge.path import factor_primal
 from jaxdistill.ridge.source import ArraySource
@@ -129,9 +129,9 @@ def linear_stages(bench: Bench, name: str) -> None:
     rows = slice(0, n, max(1, n // 512))
     small = ArraySource.of(x[rows], y[rows], num_inputs=d, num_features=d)
 
-    def right(_: Any) -> str:
+    def right(_: Any, products: str = "float32") -> str:
         wide = x[rows].astype(np.float64)
-        found = accumulate_moments(phi, small).gram
+        found = accumulate_moments(phi, small, dtype=products).gram
         error = np.linalg.norm(found - wide.T @ wide) / np.linalg.norm(found)
         return f"error {error:.0e}" if error < 1e-5 else f"WRONG by {error:.0e}"
 
@@ -143,6 +143,13 @@ def linear_stages(bench: Bench, name: str) -> None:
     )
     if moments is None:
         return
+    for products in ("bfloat16_x6", "bfloat16_x3") if on_accelerator() else ():
+        bench.stage(
+            f"moments by {products}, {title}",
+            partial(accumulate_moments, phi, source, dtype=products),
+            partial(right, products=products),
+            x.nbytes / bench.copy + gram,
+        )
 
     def decomposed(path: Any) -> str:
         symmetric = (moments.gram + moments.gram.T) / 2  # products in float32 are not, to the last bit

@@ -31,9 +31,14 @@ def test_a_set_is_exported_with_its_certificate(near_real, capsys, tmp_path):
     assert found.images.shape == (300, 8, 8, 1) and found.lam == report["lam_s"]
     certificate = json.loads((tmp_path / "png" / "certificate.json").read_text())
     assert certificate["relative_weight_error"] == report["relative_weight_error"]
+    words = ("evaluate", str(near_real), "--dataset", "digits", "--pictures", str(tmp_path / "png"), "--json")
+    again = json.loads(run(capsys, *words)[1])
+    assert again["relative_weight_error"] == report["relative_weight_error"]
     own = json.loads((near_real.parent / "certificate.json").read_text())["relative_weight_error"]
     assert report["relative_weight_error"] == pytest.approx(own, rel=0.01)  # 16 bits are as good as none lost
-    assert run(capsys, *words)[1].count("test accuracy") == 1
+    assert run(capsys, *words[:-1])[1].count("test accuracy") == 1
+    status, _, error = run(capsys, *words, "--features", "linear")
+    assert status == 2 and "--pictures" in error
 
 
 def test_pixels_outside_and_an_unknown_depth_are_one_line(capsys, tmp_path):

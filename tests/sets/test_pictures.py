@@ -16,7 +16,7 @@ import jaxdistill as jd
 from jaxdistill.distill.rounding import round_pixels
 from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features import RandomNetwork
-from jaxdistill.sets.pictures import load_pictures, pixel_levels, save_pictures
+from jaxdistill.sets.pictures import load_pictures, pixel_levels, save_pictures, with_pictures
 from jaxdistill.sets.png import png_bytes, png_pixels
 from jaxdistill.solve.box import pixel_box
 
@@ -108,17 +108,34 @@ def test_torch_fits_a_linear_layer_in_closed_form(problem):
 def test_sixteen_bits_and_feedback_lose_less_where_examples_are_few(problem):
     phi = RandomNetwork.create(12, widths=(12,), activation="gelu", key=KEY)
     box = pixel_box(problem[0], 0.05, 0.95, dtype=np.float32)
-    model, small = made(problem, phi, size=9, realistic=None, box=box)
+    model, small = made(problem, phi, size=11, realistic=None, box=box)
     assert jd.certify(model, small).exact
     errors = {
         (bits, rounds): jd.certify(
             model, round_pixels(small, bits=bits, rounds=rounds, key=KEY)
         ).relative_weight_error
         for bits in (8, 16)
-        for rounds in (0, 2)
+        for rounds in (0, 1)
     }
     assert errors[16, 0] < 0.05 * errors[8, 0] and errors[8, 0] < 0.2
-    assert errors[8, 2] < errors[8, 0] and errors[16, 2] < errors[16, 0]
+    assert errors[8, 1] < 0.5 * errors[8, 0] and errors[16, 1] < 0.5 * errors[16, 0]
+
+
+def test_feedback_gains_places_on_black_and_white_images():
+    rng = np.random.default_rng(4)
+    images = (rng.random((90, 6, 6, 1)) < 0.4).astype(np.float32)
+    prepare = jd.Standardize.fit(images)
+    x, y = prepare.forward(images), jd.one_hot(np.arange(90) % 2, 2)
+    model = jd.fit_ridge(jd.features.Linear(36), x, y, lam=1.0)
+    box, reference = pixel_box(prepare, dtype=np.float32), (x, y)
+    small = jd.distill(model, size=20, realistic="closest", reference=reference, box=box, key=KEY)
+    small = small.with_context(prepare, None)
+    found = [round_pixels(small, rounds=rounds, key=KEY) for rounds in (0, 3)]
+    errors = [jd.certify(model, one).relative_weight_error for one in found]
+    assert errors[1] < 0.05 * errors[0]
+    assert np.array_equal(found[1].x, round_pixels(small, rounds=3, key=KEY).x)
+    with pytest.raises(InputError, match="room for"):
+        round_pixels(small, rounds=9, key=KEY)
 
 
 def test_pixels_outside_are_refused_with_how_far_and_the_cure(problem):
@@ -150,6 +167,9 @@ def test_a_folder_that_is_no_set_is_refused(problem, tmp_path):
     with pytest.raises(ArtifactError, match=r"20 images.*19 labels"):
         load_pictures(tmp_path)
     (tmp_path / "labels.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="name the set that was exported"):
+        with_pictures(replace(small, y=small.y[:, :2]), tmp_path)
+    assert np.array_equal(with_pictures(small, tmp_path).x, small.x)
     (tmp_path / "020.png").write_bytes(png_bytes(np.zeros((4, 3, 1), np.uint8)))
     with pytest.raises(ArtifactError, match="21 images"):
         load_pictures(tmp_path)
