@@ -18,12 +18,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, final
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.contrasts import centred, contrasts, from_contrasts
-from jaxdistill.numerics.linalg import matmul, pinv
+from jaxdistill.numerics.linalg import matmul, pinv, rank_tolerance
 from jaxdistill.numerics.pytrees import register_pytree
 
 
@@ -159,8 +160,9 @@ def spanning_mix(
     """Coefficients for which a small change of the inputs is enough.
 
     Those of the nearest spanning set, ``M = c U R / |Phis^T U|``, with U the left singular vectors of
-    Phis of its r smallest singular values and R the rotation that aligns ``Phis^T U`` with Q. Least
-    squares would make M small, and features that must change by R M^+ change all the more; the larger
+    Phis of its r smallest singular values that are more than rounding (of more examples than features, or
+    than units that are awake, the others say nothing) and R the rotation that aligns ``Phis^T U`` with Q.
+    Least squares would make M small, and features that must change by R M^+ change all the more; the larger
     c, the nearer the images stay and the longer the solver takes.
 
     Args:
@@ -177,8 +179,10 @@ def spanning_mix(
     if intercept:
         return from_contrasts(spanning_mix(contrasts(features), basis, sharpness))
     m, r = features.shape[0], basis.shape[1]
-    u = jnp.linalg.svd(features, full_matrices=False)[0]
-    weakest = u[:, -r:] if u.shape[1] >= r else jnp.eye(m, r, dtype=features.dtype)
+    u, s, _ = jnp.linalg.svd(features, full_matrices=False)
+    first = jnp.maximum(jnp.sum(s > rank_tolerance(s, features.shape)) - r, 0)
+    enough = u.shape[1] >= r
+    weakest = jax.lax.dynamic_slice_in_dim(u, first, r, 1) if enough else jnp.eye(m, r, dtype=features.dtype)
     image = matmul(features.T, weakest)
     left, _, right = jnp.linalg.svd(matmul(image.T, basis), full_matrices=False)
     return sharpness * matmul(weakest, matmul(left, right)) / jnp.linalg.norm(image)

@@ -53,6 +53,21 @@ def outside(phi, x, weights):
     return relative(np.linalg.pinv(f) @ (f @ weights), weights)
 
 
+def asleep(phi, x):
+    """Features of which half are zero wherever anybody looks."""
+    features = phi(x)
+    return features * (jnp.arange(P) % 2).astype(features.dtype)
+
+
+def test_units_that_sleep_leave_the_coefficients_of_the_others(trained):
+    weights, x = trained
+    weights = weights * (np.arange(P) % 2)[:, None]
+    phi = jax.tree_util.Partial(asleep, network())
+    found = solve_spanning(phi, weights, x[:20])  # of rank 13
+    assert found.report.reached and found.report.began == "start" and found.report.steps < 20
+    assert outside(phi, found.x, weights) < 1e-11
+
+
 @given(p=st.integers(1, 5000), d=st.integers(1, 3000), k=st.integers(1, 30), rank=st.integers(1, 30))
 def test_the_count_is_the_first_size_with_enough_unknowns(p, d, k, rank):
     r, m = min(rank, k), spanning_count(p, d, k, rank)
