@@ -190,7 +190,7 @@ def _block_sums(
         s, t = about[0].astype(features.dtype), about[1].astype(dtype)
         features, y = features - s[None], y - t[None]
     ones = jnp.ones(features.shape[0], dtype) if weight is None else weight.astype(dtype)
-    sums = column_sums(features, ones, dtype), matmul(ones, y)
+    sums = column_sums(features, ones, dtype), jnp.sum(ones[:, None] * y, axis=0)
     if weight is not None:
         root = jnp.sqrt(weight)[:, None]
         features = features * root.astype(features.dtype)
