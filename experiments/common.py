@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import psutil
 
 from jaxdistill.numerics.files import write_atomically
@@ -59,6 +60,11 @@ def peaks() -> dict[str, int]:
     host = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"peak_bytes": host} | ({} if device is None else {"device_peak_bytes": device})
+
+
+def psnr(change: np.ndarray) -> float:
+    """How near images are to others, in decibels, of their differences where pixels run from 0 to 1."""
+    return float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64))))
 
 
 def command_line() -> str:

@@ -186,7 +186,7 @@ def _measure(
         if began is not None:
             change = task.preprocess.inverse(small.x) - task.preprocess.inverse(began)
             if change.any():
-                more["psnr"] = float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64))))
+                more["psnr"] = common.psnr(change)
     elif method == "kip":
         config = KipConfig(size=m, **recommended(m, task.y.shape[1], model.features.num_features))
         small = train(model, task.x, task.y, config, key=key).small

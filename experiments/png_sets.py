@@ -17,13 +17,13 @@ from typing import Any
 
 import common
 import numpy as np
+from encoder_probe import SMALL
 
 from jaxdistill.distill import distill
 from jaxdistill.distill.rounding import round_pixels
 from jaxdistill.evaluate.certify import certify
 from jaxdistill.features import Linear
 from jaxdistill.features.trained import train_encoder
-from jaxdistill.networks.config import TrainConfig
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.pipeline import Task, parse_validation, prepare, split_keys
 from jaxdistill.plots import Row, draw_rows
@@ -34,8 +34,6 @@ from jaxdistill.sets.pictures import load_pictures, save_pictures, with_pictures
 from jaxdistill.solve.box import pixel_box
 
 KEYS = ("dataset", "map", "bits", "rounds")
-ENCODER: dict[str, Any] = {"channels": (16, 32), "num_features": 128}
-TRAINING = TrainConfig(steps=800, batch=128, learning_rate=2e-3)
 SHOWN = ("agreement", "accuracy_full", "accuracy_distilled", "relative_weight_error", "prediction_error")
 
 
@@ -67,8 +65,9 @@ def _exact_set(task_of: Any, options: Any, map_name: str) -> tuple[RidgeModel, D
     if map_name == "linear":
         phi: Any = Linear(task.x.shape[1])
     else:
-        told = ENCODER | {"image_shape": task.preprocess.shape, "config": TRAINING, "activation": map_name}
-        phi = train_encoder(task.x, task.y, key=key_features, **told)
+        settings, config = SMALL
+        told: dict[str, Any] = settings | {"image_shape": task.preprocess.shape, "activation": map_name}
+        phi = train_encoder(task.x, task.y, config=config, key=key_features, **told)
     validation = parse_validation("auto", len(task.x))
     model = fit_ridge(phi, task.x, task.y, validation=validation, key=key_split)
     start = perf_counter()
@@ -98,7 +97,7 @@ def _measure(options: Any, task_of: Any, made: Any, setting: dict[str, Any]) -> 
     return {key: told[key] for key in SHOWN} | {
         "m": len(judged.x),
         "p": len(model.weights),
-        "psnr": float(-10 * np.log10(np.mean(np.square(change)))),
+        "psnr": common.psnr(change),
         "seconds_set": seconds,
         "seconds": took,
     }

@@ -210,7 +210,7 @@ def _solved(
     more |= {"low": float(images.min()), "high": float(images.max())}
     if method == "spanning":
         change = images - units.inverse(start)
-        more["psnr"] = float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64))))
+        more["psnr"] = common.psnr(change)
     return small, more
 
 

@@ -92,7 +92,7 @@ def _measure(task: Task, model_of: Any, setting: dict[str, Any]) -> dict[str, An
     change = small.images - task.preprocess.inverse(start)
     found = certify(model, small, task.x_test, task.y_test)
     return {
-        "psnr": float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64)))),
+        "psnr": common.psnr(change),
         "low": float(small.images.min()),
         "high": float(small.images.max()),
         "relative_weight_error": found.relative_weight_error,

@@ -93,7 +93,7 @@ def _set(task: Task, model_of: Any, source: str, ipc: int) -> tuple[np.ndarray, 
         small.x,
         classes,
         {
-            "psnr": float(-10 * np.log10(np.mean(np.square(change, dtype=np.float64)))),
+            "psnr": common.psnr(change),
             "relative_weight_error": found.relative_weight_error,
             "accuracy_ridge": found.accuracy_distilled,
         },

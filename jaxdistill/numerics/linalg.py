@@ -22,7 +22,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def matmul(a: Array, b: Array, precision: Any = HIGHEST) -> Array:
-    """Matrix product in the full precision of its operands.
+    """Matrix product in the full precision of its operands, unless another one is asked for.
 
     GPUs and TPUs multiply float32 with 10 or 8 mantissa bits unless told otherwise; a distilled set
     computed that way is not exact.

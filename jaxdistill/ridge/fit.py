@@ -306,8 +306,7 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
     if not isinstance(path, ScaledFactor):
         definite = moments.count >= problem.features.num_features and path.eigenvalues[0] > path.resolution
         if definite or lam > path.resolution:
-            rank = int(np.sum(path.eigenvalues > path.resolution))
-            told = rank, float(path.resolution), _resolved(path, lam, problem.products)
+            told = _rank(path), float(path.resolution), _resolved(path, lam, problem.products)
             factor = CholeskyFactor(in_float64(solve, everything, lam), *told)
             return _model(problem, lam, everything, factor, selection)
     # No Cholesky factor to rely on: the weights of least norm, from a path on all data.
@@ -331,7 +330,7 @@ def _model(
         scaled = isinstance(factor, ScaledFactor)
         path = factor.path if scaled else factor
         found, resolution = in_float64(path_weights, path, lam), float(path.resolution)
-        rank = int(np.sum(path.eigenvalues > resolution))
+        rank = _rank(path)
         dropped = factor.dropped if scaled else _dropped(path, lam, moments.gram)
         resolved = scaled or _resolved(path, lam, products)
     if kind is TargetKind.CENTRED or (intercept and kind is TargetKind.ONE_HOT):
@@ -366,6 +365,11 @@ def _model(
         again = factor_scaled(features, source, moments, intercept=intercept)
         return _model(problem, lam, moments, again, selection)
     return model
+
+
+def _rank(path: RidgePath) -> int:
+    """Directions that are more than rounding; by NumPy, since JAX would compare in float32 here."""
+    return int(np.sum(path.eigenvalues > path.resolution))
 
 
 def _resolved(path: RidgePath, lam: float, products: Products) -> bool:

@@ -344,28 +344,25 @@ class _Accumulator:
             self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), place)
         self.sums = jax.device_put(sums, place if self.split is None else self.split.of(sums))
 
-    def send(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> tuple[Any, ...]:
-        """A chunk on its way to the devices, and its targets and mask as the host adds them up."""
+    def send(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> tuple[Any, Any]:
+        """A chunk on its way to the devices, and the sums that the host makes of it where they may not."""
         if self.sums is None:
             self.begin(x, y, mask, shifted)
-        short = y if self.wide else self._about(y, mask).astype(np.float32)
-        return self.side.by_row((x, short, mask)), y, mask
+        if self.wide:
+            return self.side.by_row((x, y, mask)), None
+        shift, targets, weight = self.own.target_shift, y.astype(np.float64), mask.astype(np.float64)
+        about = (targets - shift) * weight[:, None]
+        # Small, and exact beside the data: T and what else knows no features.
+        sums = target_gram_on_host(targets, shift, weight), about.sum(axis=0), weight.sum()
+        return self.side.by_row((x, about.astype(np.float32), mask)), sums
 
-    def _about(self, y: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        return (y.astype(np.float64) - self.own.target_shift) * mask[:, None]
-
-    def add(self, block: tuple[Any, ...], y: np.ndarray, mask: np.ndarray) -> None:
+    def add(self, block: tuple[Any, ...], sums: tuple[Any, ...] | None) -> None:
         """Add a chunk that was sent."""
-        if not self.wide:
+        if sums is not None:
             own = self.own
-            # Small, and exact beside the data: T and what else knows no features.
-            targets, weight = y.astype(np.float64), mask.astype(np.float64)
-            self.own = replace(
-                own,
-                target_gram=own.target_gram + target_gram_on_host(targets, own.target_shift, weight),
-                target_sum=own.target_sum + self._about(y, mask).sum(axis=0),
-                count=own.count + mask.sum(dtype=np.float64),
-            )
+            parts = own.target_gram, own.target_sum, own.count
+            added = [part + more for part, more in zip(parts, sums, strict=True)]
+            self.own = replace(own, target_gram=added[0], target_sum=added[1], count=added[2])
         # Rows are read while the device works, but only one chunk ahead of it.
         jax.block_until_ready(self.sums)
         if self.wide:
