@@ -53,7 +53,7 @@ NAMES = {"means": "means of features", "kmeans": "k-means of features", "kip": "
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
 # Images in a batch whose features are computed.
 BATCH = 100
-# Images, a class, in which a feature is to be alive: it has k equations, and moves in no other images.
+# Images, a class, in which a feature is to be alive: it has k equations, and moves in no others.
 ALIVE = 2
 
 
@@ -218,9 +218,9 @@ def _solved(
 
 
 def _start(options: Any, probe: Probe, rows: np.ndarray) -> np.ndarray:
-    """Real images to start from; where some feature is alive in too few of them, all are woken in all."""
+    """Real images to start from; where a feature is alive in no more than k of them, all are woken in all."""
     real = _inputs(probe.data.x_train[rows])
-    if np.min(np.sum(probe.train[rows] > 0, axis=0)) >= ALIVE * probe.y.shape[1]:
+    if np.min(np.sum(probe.train[rows] > 0, axis=0)) > probe.y.shape[1]:
         return real
     return woken(options.side, probe.data.example_shape, real)
 
