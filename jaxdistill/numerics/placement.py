@@ -275,9 +275,14 @@ class Side(NamedTuple):
         return tuple(self.mesh.devices.flat)
 
     @property
+    def far(self) -> bool:
+        """Whether the devices are accelerators, which rows have to cross to."""
+        return self.devices[0].platform != "cpu"
+
+    @property
     def ahead(self) -> int:
         """Chunks to send before they are used: to an accelerator many go side by side at the full rate."""
-        return 0 if self.devices[0].platform == "cpu" else 6
+        return 6 if self.far else 0
 
     def whole_rows(self, size: int) -> int:
         """A number of rows, or as many more as it takes for every device to have equally many."""
@@ -292,8 +297,7 @@ class Side(NamedTuple):
     def by_row(self, tree: Any) -> Any:
         """Arrays whose rows are split over the devices; a single one of the CPU takes them as they are."""
         if len(self.devices) == 1:
-            first = self.devices[0]
-            return tree if first.platform == "cpu" else jax.device_put(tree, first)
+            return jax.device_put(tree, self.devices[0]) if self.far else tree
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(DATA)))
 
 
