@@ -61,9 +61,9 @@ class Dataset:
     """
 
     name: str
-    x_train: Float32[np.ndarray, "n_train *shape"] | Float64[np.ndarray, "n_train d"] | Any
+    x_train: Float32[np.ndarray, "n_train *shape"] | Float64[np.ndarray, "n_train d"] | Pixels
     y_train: Int64[np.ndarray, " n_train"] | Float64[np.ndarray, "n_train t"]
-    x_test: Float32[np.ndarray, "n_test *shape"] | Float64[np.ndarray, "n_test d"] | Any
+    x_test: Float32[np.ndarray, "n_test *shape"] | Float64[np.ndarray, "n_test d"] | Pixels
     y_test: Int64[np.ndarray, " n_test"] | Float64[np.ndarray, "n_test t"]
     class_names: tuple[str, ...] | None
 

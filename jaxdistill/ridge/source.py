@@ -31,6 +31,7 @@ _DEVICE_BYTES, _DEVICE_ROWS, _SHARE = 2**25, 2048, 256
 NO_CLASSES = "turn class numbers into rows with jaxdistill.one_hot, and truth values into floats"
 
 
+# Chunks as they cross to an accelerator, and what makes inputs of them there where they are bytes.
 Unprepared = tuple[Iterator[tuple[np.ndarray, np.ndarray]], Identity | Standardize | None]
 
 

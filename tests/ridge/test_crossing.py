@@ -11,7 +11,6 @@ import jaxdistill as jd
 from jaxdistill import pipeline
 from jaxdistill.data.pixels import Pixels
 from jaxdistill.data.preprocess import Identity
-from jaxdistill.data.stored import open_rows
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.placement import Side, device_scope
 from jaxdistill.pipeline import prepare, prepare_rows
@@ -74,8 +73,9 @@ def test_an_accelerator_prepares_images_to_the_bit_of_the_host(images, monkeypat
         np.testing.assert_array_equal(found, np.asarray(pixels).astype(dtype))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("validation", ["leave-one-out", 0.3])
+@pytest.mark.parametrize(
+    ("validation", "dtype"), [("leave-one-out", "float32"), ("leave-one-out", "float64"), (0.3, "float32")]
+)
 def test_a_row_of_images_crosses_once_in_bytes_and_the_model_is_the_same(
     rows, monkeypatch, validation, dtype
 ):
@@ -169,7 +169,3 @@ def test_pieces_that_are_prepared_in_two_ways_are_named(images):
     pieces = [(Pixels(x, pre), y), (np.asarray(Pixels(x, pre)), y)]
     with pytest.raises(InputError, match="chunk 1, from row 20 on, is prepared in another way"):
         jd.fit_ridge(PHI, pieces, lam=1.0)
-
-
-def test_files_are_read_as_they_were(stored):
-    assert next(open_rows(stored, x="x_train", y="y_train").pieces())[0].dtype == np.uint8
