@@ -1,4 +1,4 @@
-"""The hook that checks shapes while the tests run is at work where functions name shapes, and nowhere else."""
+"""The hook that checks shapes is at work where functions name shapes, and nowhere else."""
 
 import jaxtyping
 import numpy as np
