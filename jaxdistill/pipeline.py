@@ -235,7 +235,7 @@ class FeatureOptions:
             raise InputError(words.replace("_", "-"))
 
 
-def make_kernel(options: FeatureOptions, x: np.ndarray) -> AbstractKernel:
+def make_kernel(options: FeatureOptions, x: np.ndarray | Pixels) -> AbstractKernel:
     """The kernel that the options describe, for inputs like ``x``.
 
     Args:
@@ -261,7 +261,7 @@ def make_kernel(options: FeatureOptions, x: np.ndarray) -> AbstractKernel:
 
 def make_features(
     options: FeatureOptions,
-    x: np.ndarray,
+    x: np.ndarray | Pixels,
     key: Array,
     *,
     shape: tuple[int, ...] | None = None,
@@ -340,7 +340,7 @@ def _make_image_features(
     options: FeatureOptions,
     activation: str,
     slope: float,
-    x: np.ndarray,
+    x: np.ndarray | Pixels,
     key: Array,
     shape: tuple[int, ...] | None,
     y: np.ndarray | None,
@@ -389,7 +389,7 @@ def _make_image_features(
     )
 
 
-def rms_distance(x: np.ndarray | AbstractRows) -> float:
+def rms_distance(x: np.ndarray | Pixels | AbstractRows) -> float:
     """Root mean square distance between two examples, rows of an array or a stream, ``sqrt(2 sum_j var_j)``.
 
     Example:
