@@ -14,8 +14,7 @@ import numpy as np
 
 import jaxdistill as jd
 from jaxdistill.errors import InputError
-from jaxdistill.kernels import Linear
-from jaxdistill.kernels.tiles import TiledKernel
+from jaxdistill.kernels import NTK, Linear, tiles
 from jaxdistill.numerics.placement import float64_on, over, placement
 from jaxdistill.ridge import moments as sums
 from jaxdistill.ridge.source import ArraySource
@@ -103,15 +102,52 @@ def short():
     with float64_on("host"), over(jd.make_mesh(3, 2)):
         assert not placement().native
         found = sums.accumulate_moments(phi, source, shifted=True).centred()
-    return apart(found.gram, (x - x.mean(0)).T @ (x - x.mean(0)))
+        image = tiles.TiledKernel.of(Linear(), source.x, memory=2**14).matmul(y)
+    about = apart(found.gram, (x - x.mean(0)).T @ (x - x.mean(0)))
+    return max(about, apart(image, x @ (x.T @ y)))
 
 
-def tiles():
-    """Devices of a mesh that share the tiles of a kernel matrix, and its error."""
-    x, _ = problem(4, 40, 3, 1)
-    with over(jd.make_mesh(3)):
-        operator = TiledKernel.of(Linear(), x, memory=2**14)
-        return len(operator.replicas), apart(operator.to_matrix(), x @ x.T)
+class Noted:
+    """A compiled function of tiles that adds up the operations of one device."""
+
+    def __init__(self, name):
+        self.name, self.function, self.flops, self.each = name, getattr(tiles, name), 0.0, {}
+
+    def __call__(self, *args):
+        kind = str(jax.tree.map(np.shape, args[:-1]))
+        if kind not in self.each:
+            self.each[kind] = self.function.lower(*args).compile().cost_analysis()["flops"]
+        self.flops += self.each[kind]
+        return self.function(*args)
+
+    def __enter__(self):
+        setattr(tiles, self.name, self)
+        return self
+
+    def __exit__(self, *error):
+        setattr(tiles, self.name, self.function)
+
+
+def kernels():
+    """Matrix, model and predictions of a kernel on eight devices and on one, and the work of a device."""
+    x, y = problem(4, 192, 3, 2)
+    found, work = [], []
+    for mesh in jd.make_mesh(1), jd.make_mesh(4, 2):
+        with Noted("_entries") as half:
+            model = jd.fit_kernel_ridge(NTK(), x, y, lam=0.1, mesh=mesh)
+        matrix = tiles.kernel_matrix(NTK(), x, mesh=mesh)
+        with over(mesh), Noted("_entries") as whole:
+            operator = tiles.TiledKernel.of(NTK(), x[:96], x[:12])
+            square, _ = operator.normal_equations(y[:96])
+        found.append((matrix, square, model.alpha, model.predict(x[:96] + 0.1, mesh=mesh)))
+        work.append((half.flops, whole.flops))
+    alone, shared = found
+    return {
+        "devices": len(operator.x.devices()),
+        "errors": [apart(*pair) for pair in zip(shared, alone, strict=True)],
+        "asymmetry": apart(shared[0], shared[0].T),
+        "work": [each / whole for each, whole in zip(work[1], work[0], strict=True)],
+    }
 
 
 def refused():
@@ -148,7 +184,7 @@ def main(out):
         "far": far(),
         "evenly": evenly(),
         "short": short(),
-        "tiles": tiles(),
+        "kernels": kernels(),
         "refused": refused(),
     }
     (Path(out) / "report.json").write_text(json.dumps(found))

@@ -45,9 +45,13 @@ def test_devices_without_float64_sum_in_parts_too(eight):
     assert eight["short"] < 5e-7
 
 
-def test_tiles_of_a_kernel_lie_on_the_devices_of_the_mesh(eight):
-    devices, error = eight["tiles"]
-    assert devices == 3 and error < 1e-14
+def test_eight_devices_share_the_tiles_of_a_kernel_evenly(eight):
+    report = eight["kernels"]
+    assert report["devices"] == 8
+    assert max(report["errors"]) < 1e-10 and report["asymmetry"] == 0
+    triangle, rows = report["work"]
+    assert triangle < 0.6 / 8  # the one device takes it in a single tile, and both of its halves
+    assert rows < 1.1 / 8
 
 
 def test_a_mesh_that_cannot_be_is_refused_in_one_line(eight):

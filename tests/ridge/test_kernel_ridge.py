@@ -10,7 +10,8 @@ import jaxdistill as jd
 from jaxdistill import kernels
 from jaxdistill.errors import InputError, KernelError, MemoryBudgetError, PenaltyError
 from jaxdistill.kernels.pivoted import pivoted_cholesky
-from jaxdistill.kernels.tiles import TiledKernel, Tiling, kernel_diagonal, kernel_matrix, plan_tiles
+from jaxdistill.kernels.tiles import TiledKernel, kernel_diagonal, kernel_matrix
+from jaxdistill.kernels.tiling import Tiling, plan_tiles
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.conjugate_gradients import Preconditioner
 from jaxdistill.ridge.kernel_fit import fit_kernel_ridge
@@ -62,7 +63,7 @@ def test_tiles_of_kernels_with_a_workspace_are_few_or_filled_up(n, m, entries, m
     z = x if m is None else points(1, m)
     if entries is not None:
         workspace = kernel.workspace(4, np.float64)
-        monkeypatch.setattr("jaxdistill.kernels.tiles.WORKSPACE", entries * workspace)
+        monkeypatch.setattr("jaxdistill.kernels.tiling.WORKSPACE", entries * workspace)
     operator = TiledKernel.of(kernel, x, None if m is None else z)
     size = operator.tiling.rows * operator.tiling.columns
     assert size <= entries if entries else size in (32**2, 64**2)
@@ -128,7 +129,7 @@ assert jax.local_device_count() == 3
 x = np.random.default_rng(0).standard_normal((50, 4))
 operator = TiledKernel.of(NTK(), x, memory=16 * 2 * 12**2 * 8)
 whole, v = operator.to_matrix(), x[:, :2]
-assert len(operator.replicas) == 3
+assert len(operator.x.devices()) == 3
 np.testing.assert_allclose(operator.matmul(v), whole @ v, rtol=1e-10)
 np.testing.assert_allclose(operator.normal_equations(v)[1], whole.T @ v, rtol=1e-10)
 """
