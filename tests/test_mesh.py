@@ -47,11 +47,17 @@ def test_devices_without_float64_sum_in_parts_too(eight):
 
 def test_eight_devices_share_the_tiles_of_a_kernel_evenly(eight):
     report = eight["kernels"]
-    assert report["devices"] == 8
+    assert report["devices"] == 8 and max(report["products"]) < 1e-10
     assert max(report["errors"]) < 1e-10 and report["asymmetry"] == 0
     triangle, rows = report["work"]
     assert triangle < 0.6 / 8  # the one device takes it in a single tile, and both of its halves
     assert rows < 1.1 / 8
+
+
+def test_eight_devices_share_the_steps_of_kip_evenly(eight):
+    for report in eight["descents"].values():
+        assert report["error"] < 1e-10
+        assert report["work"] < 1.25 / 8  # what is m x m is the same on all, and columns are filled up
 
 
 def test_a_mesh_that_cannot_be_is_refused_in_one_line(eight):

@@ -15,8 +15,8 @@ from jaxdistill.errors import InputError
 # Rows of data are split over the first axis, and where there is a second, columns of features over it.
 DATA, FEATURES = "data", "features"
 
-# Arrays of which every device has a part of the first axis, whatever the axes of the mesh, or a copy.
-EACH, SAME = PartitionSpec((DATA, FEATURES)), PartitionSpec()
+# Arrays of which every device has some rows, some columns, or a copy, whatever the axes of the mesh.
+EACH, COLUMNS, SAME = PartitionSpec((DATA, FEATURES)), PartitionSpec(None, (DATA, FEATURES)), PartitionSpec()
 
 
 def make_mesh(data: int | None = None, features: int = 1) -> Mesh:

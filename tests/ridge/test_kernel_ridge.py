@@ -120,27 +120,6 @@ def test_a_matrix_larger_than_memory_is_refused(monkeypatch):
         kernel_matrix(kernels.NTK(), points(0, 200), memory=10**5)
 
 
-def test_all_devices_of_the_host_share_the_tiles():
-    code = """
-import numpy as np, jax
-from jaxdistill.kernels import NTK
-from jaxdistill.kernels.tiles import TiledKernel
-assert jax.local_device_count() == 3
-x = np.random.default_rng(0).standard_normal((50, 4))
-operator = TiledKernel.of(NTK(), x, memory=16 * 2 * 12**2 * 8)
-whole, v = operator.to_matrix(), x[:, :2]
-assert len(operator.x.devices()) == 3
-np.testing.assert_allclose(operator.matmul(v), whole @ v, rtol=1e-10)
-np.testing.assert_allclose(operator.normal_equations(v)[1], whole.T @ v, rtol=1e-10)
-"""
-    import os
-    import subprocess
-    import sys
-
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-
-
 @pytest.mark.parametrize("rank", [1, 7, 40])
 def test_pivoted_cholesky_is_the_projection_on_its_pivots(rank):
     x, kernel = points(5, 40), kernels.RBF(2.0)
