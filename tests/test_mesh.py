@@ -90,5 +90,7 @@ def test_two_processes_find_the_same_bits_and_one_that_dies_is_told_of(tmp_path)
     for name in ("plain", "scaled"):
         assert first[name]["error"] < 1e-10 and first[name]["lam"] == 0
     assert first["other targets"].startswith("the processes read examples with [1, 2] targets")
+    for name in ("a kernel fit", "a KIP run"):
+        assert first[name].startswith(f"{name} needs all examples in one process") and "\n" not in first[name]
     message = (tmp_path / "message.txt").read_text()
     assert message.startswith("another process of the job does not answer any more") and "\n" not in message
