@@ -378,7 +378,8 @@ def _symmetric(tile: Array, diagonal: Array, places: Array, mesh: Mesh | None) -
     def own(tile: Array, diagonal: Array, places: Array) -> Array:
         i, j, _ = places[0]
         lower = jnp.tril(tile, -1)
-        return jnp.where(i == j, lower + lower.T + jnp.diag(diagonal), tile)
+        mirrored = lower + lower.T + jnp.diag(diagonal)
+        return mirrored if mesh is None else jnp.where(i == j, mirrored, tile)  # one device knows its tile
 
     return on_each(mesh, own, (EACH, EACH, EACH), EACH)(tile, diagonal, places)
 
