@@ -237,13 +237,15 @@ def _rows(
     if phi is None:
         return x[order].astype(dtype, copy=False)
     features = np.empty((len(order), phi.num_features), dtype)
-    size = chunk_rows(phi.num_features, len(order))
-    chunks, done = ((x[order[i : i + size]],) for i in range(0, len(order), size)), 0
-    title = "features" if progress else None
-    for (chunk,), mask in padded(chunks, size, total=len(order), progress=title):
-        number = int(mask.sum())
-        features[done : done + number] = _embed(phi, chunk.astype(dtype, copy=False))[:number]
-        done += number
+    with device_scope(dtype, wide_sums=True) as side:
+        size, phi = side.whole_rows(chunk_rows(phi.num_features, len(order))), side.everywhere(phi)
+        chunks, done = ((x[order[i : i + size]],) for i in range(0, len(order), size)), 0
+        title = "features" if progress else None
+        for (chunk,), mask in padded(chunks, size, total=len(order), progress=title):
+            number = int(mask.sum())
+            block = _embed(phi, side.by_row(chunk.astype(dtype, copy=False)))
+            features[done : done + number] = np.asarray(block)[:number]
+            done += number
     return features
 
 

@@ -32,7 +32,7 @@ from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.keys import checked_key
-from jaxdistill.numerics.mesh import SAME
+from jaxdistill.numerics.mesh import SAME, mesh_of
 from jaxdistill.numerics.pace import Pace
 from jaxdistill.numerics.placement import chosen_mesh, device_scope, float64_scope, moving_arrays, over
 from jaxdistill.numerics.processes import refuse_shares
@@ -118,7 +118,8 @@ def train(
     step_keys = jnp.stack([jax.random.fold_in(key_steps, s) for s in numbers])
     with over(mesh), device_scope(config.dtype, wide_sums=True) as side:
         refuse_shares("a KIP run")
-        shared = side.mesh if chosen_mesh() is not None and len(side.devices) > 1 else None
+        several = chosen_mesh() is not None and len(side.devices) > 1
+        shared = mesh_of(side.devices) if several else None
         prepared = prepare(model, x, y, config, validation, preprocess, key_data, progress, shared)
         if config.labels == "solved" and config.ridge == 0 and prepared.context.phi is not None:
             _check_solvable(config, prepared)
