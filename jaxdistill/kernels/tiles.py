@@ -195,7 +195,7 @@ class TiledKernel:
                 total = _add_product(tile, held, total, places, self.symmetric, self.mesh)
             found = total.to_float64() if isinstance(total, TwoSum) else np.asarray(total)
         if self.symmetric:
-            return found.reshape(self._parts, self._own_rows, -1).sum(axis=0)[: self.num_rows]
+            return found.reshape(self._parts, self._own_rows, vectors.shape[1]).sum(axis=0)[: self.num_rows]
         return found[: self.num_rows].copy()
 
     def to_matrix(self) -> Float[np.ndarray, "n m"]:
