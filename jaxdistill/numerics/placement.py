@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.numerics.memory import device_bytes, format_bytes
-from jaxdistill.numerics.mesh import DATA, checked_mesh, local_part, mesh_of
+from jaxdistill.numerics.mesh import DATA, EACH, SAME, checked_mesh, local_part, mesh_of
 from jaxdistill.numerics.names import check_choice
 
 VARIABLE = "JAXDISTILL_FLOAT64"
@@ -291,8 +291,15 @@ class Side(NamedTuple):
 
     def everywhere(self, tree: Any) -> Any:
         """Copies of arrays on all of the devices."""
+        return self._placed(tree, SAME)
+
+    def each(self, tree: Any) -> Any:
+        """Arrays of whose rows every device has a part, whatever the axes of the mesh."""
+        return self._placed(tree, EACH)
+
+    def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
         alone = len(self.devices) == 1
-        return jax.device_put(tree, self.home if alone else NamedSharding(self.mesh, PartitionSpec()))
+        return jax.device_put(tree, self.home if alone else NamedSharding(self.mesh, spec))
 
     def by_row(self, tree: Any) -> Any:
         """Arrays whose rows are split over the devices; a single one of the CPU takes them as they are."""

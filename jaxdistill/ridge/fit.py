@@ -18,7 +18,7 @@ from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory, return_freed_memory
 from jaxdistill.numerics.placement import moving_arrays, on_accelerator, over
 from jaxdistill.numerics.processes import shared_mesh
-from jaxdistill.numerics.products import Products, products_of
+from jaxdistill.numerics.products import Products, check_products, products_of
 from jaxdistill.ridge.crossing import Kept
 from jaxdistill.ridge.definite import CholeskyFactor, factor_definite
 from jaxdistill.ridge.model import RidgeModel
@@ -270,6 +270,9 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
     train, held, intercept = problem, problem.source, problem.intercept
     if isinstance(validation, tuple):
         held = problem.source.like(*validation, name="validation ")
+        if isinstance(problem.source, MomentsSource):  # whose own were formed elsewhere
+            cure = "choose lam without data held out: validation='generalised', or give lam"
+            check_products(problem.products, cure)
     elif validation not in ("leave-one-out", "generalised"):
         if isinstance(validation, str):
             raise InputError(
