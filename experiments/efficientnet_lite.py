@@ -209,7 +209,7 @@ def woken(side: int, shape: tuple[int, ...], x: Float[np.ndarray, "n d"]) -> Flo
         change, state = adam.update(slope, state)
         return jnp.asarray(optax.apply_updates(x, change)), state, least
 
-    state = adam.init(jnp.asarray(x))
+    state, least = adam.init(jnp.asarray(x)), -np.inf
     for _ in range(MOST):
         moved, state, least = step(x, state)
         if least >= ENOUGH:

@@ -69,8 +69,9 @@ def main() -> None:
         raise SystemExit(f"--steps has {len(steps)} numbers, --ipc has {len(options.ipc)}; give as many")
     rows = common.Rows(options.results / f"{options.dataset}_kip_vs_analytic.jsonl", KEYS)
     dataset_path(options.dataset)  # made here, so that no case pays for it
+    methods: list[str] = options.methods
     for seed, (ipc, number), method in product(
-        range(options.seeds), zip(options.ipc, steps, strict=True), options.methods
+        range(options.seeds), zip(options.ipc, steps, strict=True), methods
     ):
         values = (options.dataset, method, ipc, seed, 0 if method == "analytic" else number)
         setting: dict[str, Any] = dict(zip(KEYS, values, strict=True))
