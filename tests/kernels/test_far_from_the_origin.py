@@ -33,6 +33,8 @@ MIXED = kernels.RBF(1.5) + 1e-6 * kernels.Linear()
 matrix = jax.jit(lambda kernel, x, z: kernel.matrix(x, z))
 diagonal = jax.jit(lambda kernel, x: kernel.diagonal(x))
 pairs = jax.jit(lambda kernel, x, z: jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(z))(x))
+weighted_pairs = jax.jit(lambda weights, kernel, x, z: jnp.sum(weights * pairs(kernel, x, z)))
+slopes = jax.jit(jax.grad(lambda x, weights, kernel, z: jnp.sum(weights * kernel.matrix(x, z))))
 
 
 def far(seed, n, offset, dtype=np.float32):
@@ -130,25 +132,19 @@ def test_gradients_of_a_matrix_are_those_of_central_differences(name, offset):
     z = np.concatenate([x[:3], far(6, 2, offset, np.float64)])
     weights = np.random.default_rng(7).standard_normal((6, 5))
     # From pairs, whose differences are exact: coincident ones are among them.
-    found = in_float64(jax.jit(jax.grad(lambda x: jnp.sum(weights * kernel.matrix(x, z)))), x)
-    value = jax.jit(lambda x: jnp.sum(weights * jax.vmap(lambda a: jax.vmap(lambda b: kernel(a, b))(z))(x)))
+    found = in_float64(slopes, x, weights, kernel, z)
     step = 1e-4
     expected = np.zeros_like(x)
     for at in np.ndindex(x.shape):
         moved = np.zeros_like(x)
         moved[at] = step
-        expected[at] = (in_float64(value, x + moved) - in_float64(value, x - moved)) / (2 * step)
+        ahead, behind = (in_float64(weighted_pairs, weights, kernel, x + s, z) for s in (moved, -moved))
+        expected[at] = (ahead - behind) / (2 * step)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     # The settings too; and in float32, of the same inputs.
     with jax.enable_x64(False):
-        narrow = jax.jit(
-            jax.grad(lambda x: jnp.sum(jnp.float32(weights) * kernel.matrix(x, jnp.float32(z))))
-        )(np.float32(x))
-    again = in_float64(
-        jax.jit(jax.grad(lambda x, z: jnp.sum(weights * kernel.matrix(x, z)))),
-        np.float64(np.float32(x)),
-        np.float64(np.float32(z)),
-    )
+        narrow = slopes(np.float32(x), np.float32(weights), kernel, np.float32(z))
+    again = in_float64(slopes, np.float64(np.float32(x)), weights, kernel, np.float64(np.float32(z)))
     np.testing.assert_allclose(narrow, again, atol=100 * slack(np.float32, kernels.RBF(1.0)))
 
 

@@ -35,24 +35,22 @@ def stax_kernel(depth, weight_variance, bias_variance, slope):
 
 
 matrix = jax.jit(lambda kernel, x, z: kernel.matrix(x, z))
+diagonal = jax.jit(lambda kernel, x: kernel.diagonal(x))
 
 
 @pytest.mark.parametrize("depth", [1, 3, 8])
 @pytest.mark.parametrize("slope", [0.0, 0.1])
 @pytest.mark.parametrize("bias", [0.0, 0.01])
 def test_ntk_and_nngp_equal_those_of_neural_tangents(depth, slope, bias):
+    # All pairs, and among them equal, parallel and opposite ones.
     x = points(0, 5)
-    z = np.concatenate([points(1, 4), 3 * x[:1], -x[1:2]])
+    x = np.concatenate([x, points(1, 4), 3 * x[:1], -x[1:2]])
     kernel_fn = stax_kernel(depth, 2.0, bias, slope)
     for get, kind in (("ntk", kernels.NTK), ("nngp", kernels.NNGP)):
         ours = kind(depth, 2.0, bias, slope)
-        theirs = kernels.from_neural_tangents(kernel_fn, get)
-        expected = in_float64(matrix, theirs, x, z)
-        np.testing.assert_allclose(in_float64(matrix, ours, x, z), expected, rtol=1e-7)
-        same = in_float64(matrix, theirs, x, x)
-        np.testing.assert_allclose(in_float64(matrix, ours, x, x), same, rtol=1e-7)
-        diagonal = in_float64(jax.jit(type(ours).diagonal), ours, x)
-        np.testing.assert_allclose(diagonal, np.diag(same), rtol=1e-7)
+        expected = in_float64(matrix, kernels.from_neural_tangents(kernel_fn, get), x, x)
+        np.testing.assert_allclose(in_float64(matrix, ours, x, x), expected, rtol=1e-7)
+        np.testing.assert_allclose(in_float64(diagonal, ours, x), np.diag(expected), rtol=1e-7)
 
 
 def finite_network(depth, width, weight_variance, bias_variance, slope):
@@ -104,9 +102,7 @@ def test_a_convolutional_kernel_has_derivatives_and_a_cheap_diagonal():
     kernel = kernels.from_neural_tangents(kernel_fn, shape=(4, 4, 1))
     x = np.random.default_rng(3).standard_normal((3, 16))
     gram = in_float64(matrix, kernel, x, x)
-    np.testing.assert_allclose(
-        in_float64(jax.jit(type(kernel).diagonal), kernel, x), np.diag(gram), rtol=1e-6
-    )
+    np.testing.assert_allclose(in_float64(diagonal, kernel, x), np.diag(gram), rtol=1e-6)
     assert np.linalg.eigvalsh(gram)[0] > 0
     slope = in_float64(jax.jit(jax.grad(lambda a, b: kernel(a, b))), x[0], x[1])
     step = 1e-6 * np.eye(16)[5]
@@ -248,16 +244,25 @@ def test_a_sum_of_shifted_inputs_is_a_convolution(layout, strides, padding):
     def value(f, x, w):
         return jnp.sum(jnp.sin(f(x, w, strides, padding, dimension_numbers=layout)))
 
-    with jax.enable_x64(True):
-        ours, theirs = (
-            jax.value_and_grad(partial(value, f), (0, 1))(jnp.asarray(x), jnp.asarray(w))
-            for f in (convolve, jax.lax.conv_general_dilated)
-        )
-        for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
-        # Whatever else is asked for is left to JAX.
-        for f in (convolve, jax.lax.conv_general_dilated):
-            assert f(jnp.ones((1, 2, 5, 5)), jnp.ones((3, 2, 2, 2)), (1, 1), "VALID").shape == (1, 3, 4, 4)
+    @jax.jit
+    def both(x, w):
+        functions = (convolve, jax.lax.conv_general_dilated)
+        return [jax.value_and_grad(partial(value, f), (0, 1))(x, w) for f in functions]
+
+    ours, theirs = in_float64(both, x, w)
+    for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_convolution_of_several_channels_is_left_to_jax():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 2, 5, 5)), rng.standard_normal((3, 2, 2, 2))
+    ours, theirs = (
+        in_float64(partial(f, window_strides=(1, 1), padding="VALID"), x, w)
+        for f in (convolve, jax.lax.conv_general_dilated)
+    )
+    assert ours.shape == (1, 3, 4, 4)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_workspace_grows_with_pairs_of_pixels_where_they_are_pooled_and_adds_up():
