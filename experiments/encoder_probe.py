@@ -242,14 +242,17 @@ def _solved(
         small = distill(model, size=m, reference=data, solver=solver, dtype=np.float32, key=key)
         if small.recipe["solver"].get("reached"):
             return small, None
-    several = (options.starts,) if tight else (1, options.starts)
-    for number in several if box is None else (1,):
+
+    def begun(number: int) -> tuple[DistilledSet, np.ndarray]:
         starts = _starts(model, task, m, number, key)
         solver = SolverOptions(start=starts, starts=number, **told)
         small = distill(model, size=m, solver=solver, box=box, dtype=np.float32, key=key)
-        if small.recipe["solver"].get("reached"):
-            break
-    return small, starts[small.recipe["solver"].get("chosen", 0)]
+        return small, starts[small.recipe["solver"].get("chosen", 0)]
+
+    if tight:
+        return begun(options.starts)
+    first = begun(1)
+    return first if box is not None or first[0].recipe["solver"].get("reached") else begun(options.starts)
 
 
 def _starts(model: RidgeModel, task: Task, m: int, number: int, key: Any) -> np.ndarray:
