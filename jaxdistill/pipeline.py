@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
 from jaxdistill.data.opened import OpenedDataset, open_training
+from jaxdistill.data.pixels import Pixels
 from jaxdistill.data.preprocess import AbstractPreprocess, moments_by_channel
 from jaxdistill.data.rows import AbstractRows
 from jaxdistill.data.transforms import fit_preprocess, rows_to_inputs, to_inputs
@@ -42,6 +43,7 @@ from jaxdistill.kernels import (
 )
 from jaxdistill.numerics.keys import split_key
 from jaxdistill.numerics.names import check_choice
+from jaxdistill.numerics.placement import on_accelerator
 from jaxdistill.ridge.fit import Validation
 
 # Up to this many examples leave-one-out costs nothing; above it, a held-out part is as good.
@@ -82,18 +84,18 @@ class Task:
 
     Args:
         name: Name of the data set.
-        x: Training inputs, shape (n, d), float32.
+        x: Training inputs, shape (n, d), float32; for an accelerator images in uint8, which NumPy reads so.
         y: Training targets, shape (n, k), float64.
-        x_test: Test inputs, shape (t, d), float32.
+        x_test: Test inputs, shape (t, d), likewise.
         y_test: Test targets: classes (t,), or real values (t, k).
         preprocess: Transform from images to inputs.
         class_names: Names of the classes, or None for regression.
     """
 
     name: str
-    x: np.ndarray
+    x: np.ndarray | Pixels
     y: np.ndarray
-    x_test: np.ndarray
+    x_test: np.ndarray | Pixels
     y_test: np.ndarray
     preprocess: AbstractPreprocess
     class_names: tuple[str, ...] | None
@@ -117,7 +119,7 @@ def prepare(
         DatasetError: the data cannot be used.
         InputError: an unknown preprocessing, or a column that float32 cannot hold even after it.
     """
-    data = load_dataset(dataset, progress=progress)
+    data = load_dataset(dataset, progress=progress, pixels=on_accelerator())
     to_targets = _target_rows(data, centred)
     transform = fit_preprocess(preprocess, data.x_train)
     return Task(
@@ -172,7 +174,7 @@ def prepare_rows(
         DatasetError: the data cannot be used.
         InputError: as for :func:`prepare`.
     """
-    data = open_training(dataset)
+    data = open_training(dataset, pixels=on_accelerator())
     to_targets = _target_rows(data, centred)
     transform = fit_preprocess(preprocess, data.rows) if isinstance(preprocess, str) else preprocess
     rows = rows_to_inputs(transform, data.rows, name="x_train").map(targets=to_targets)
@@ -233,7 +235,7 @@ class FeatureOptions:
             raise InputError(words.replace("_", "-"))
 
 
-def make_kernel(options: FeatureOptions, x: np.ndarray) -> AbstractKernel:
+def make_kernel(options: FeatureOptions, x: np.ndarray | Pixels) -> AbstractKernel:
     """The kernel that the options describe, for inputs like ``x``.
 
     Args:
@@ -259,7 +261,7 @@ def make_kernel(options: FeatureOptions, x: np.ndarray) -> AbstractKernel:
 
 def make_features(
     options: FeatureOptions,
-    x: np.ndarray,
+    x: np.ndarray | Pixels,
     key: Array,
     *,
     shape: tuple[int, ...] | None = None,
@@ -338,7 +340,7 @@ def _make_image_features(
     options: FeatureOptions,
     activation: str,
     slope: float,
-    x: np.ndarray,
+    x: np.ndarray | Pixels,
     key: Array,
     shape: tuple[int, ...] | None,
     y: np.ndarray | None,
@@ -387,7 +389,7 @@ def _make_image_features(
     )
 
 
-def rms_distance(x: np.ndarray | AbstractRows) -> float:
+def rms_distance(x: np.ndarray | Pixels | AbstractRows) -> float:
     """Root mean square distance between two examples, rows of an array or a stream, ``sqrt(2 sum_j var_j)``.
 
     Example:

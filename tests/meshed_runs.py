@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 import jaxdistill as jd
+from jaxdistill import kip
 from jaxdistill.errors import InputError
-from jaxdistill.kernels import Linear
-from jaxdistill.kernels.tiles import TiledKernel
+from jaxdistill.kernels import NTK, FeatureKernel, Linear, tiles
 from jaxdistill.numerics.placement import float64_on, over, placement
 from jaxdistill.ridge import moments as sums
 from jaxdistill.ridge.source import ArraySource
@@ -103,15 +103,96 @@ def short():
     with float64_on("host"), over(jd.make_mesh(3, 2)):
         assert not placement().native
         found = sums.accumulate_moments(phi, source, shifted=True).centred()
-    return apart(found.gram, (x - x.mean(0)).T @ (x - x.mean(0)))
+        image = tiles.TiledKernel.of(Linear(), source.x, memory=2**14).matmul(y)
+    about = apart(found.gram, (x - x.mean(0)).T @ (x - x.mean(0)))
+    return max(about, apart(image, x @ (x.T @ y)))
 
 
-def tiles():
-    """Devices of a mesh that share the tiles of a kernel matrix, and its error."""
-    x, _ = problem(4, 40, 3, 1)
-    with over(jd.make_mesh(3)):
-        operator = TiledKernel.of(Linear(), x, memory=2**14)
-        return len(operator.replicas), apart(operator.to_matrix(), x @ x.T)
+class Enough(Exception):
+    """The operations of a program, which is not run."""
+
+
+class Noted:
+    """A compiled function that adds up the operations of one device, or tells those of a whole program."""
+
+    def __init__(self, module, name, statics, run=True):
+        self.module, self.name, self.statics, self.run = module, name, statics, run
+        self.function, self.programs, self.flops = getattr(module, name), {}, 0.0
+
+    def __call__(self, *args):
+        given = [arg for i, arg in enumerate(args) if i not in self.statics]
+        program = self.programs.get(kind := str(jax.tree.map(np.shape, given)))
+        if program is None:
+            lowered = self.function.lower(*args)
+            if not self.run:
+                raise Enough(lowered.cost_analysis()["flops"])
+            program = self.programs[kind] = lowered.compile()
+        self.flops += program.cost_analysis()["flops"]
+        return program(*given)
+
+    def __enter__(self):
+        setattr(self.module, self.name, self)
+        return self
+
+    def __exit__(self, *error):
+        setattr(self.module, self.name, self.function)
+
+
+def kernels():
+    """Matrix, model and predictions of a kernel on eight devices and on one, and the work of a device."""
+    x, y = problem(4, 192, 3, 2)
+    found, work = [], []
+    for mesh in jd.make_mesh(1), jd.make_mesh(4, 2):
+        with Noted(tiles, "_entries", {4}) as half:
+            model = jd.fit_kernel_ridge(NTK(), x, y, lam=0.1, mesh=mesh)
+        matrix = tiles.kernel_matrix(NTK(), x, mesh=mesh)
+        with over(mesh), Noted(tiles, "_entries", {4}) as whole:
+            operator = tiles.TiledKernel.of(NTK(), x[:96], x[:12])
+            square, _ = operator.normal_equations(y[:96])
+        found.append((matrix, square, model.alpha, model.predict(x[:96] + 0.1, mesh=mesh)))
+        work.append((half.flops, whole.flops))
+    alone, shared = found
+    operator, v = tiles.TiledKernel.of(NTK(), x[:50], memory=32 * 2 * 12**2), y[:50]
+    whole = operator.to_matrix()
+    return {
+        "devices": len(operator.x.devices()),  # all that there are: no mesh was passed
+        "products": [
+            apart(operator.matmul(v), whole @ v),
+            apart(operator.normal_equations(v)[1], whole.T @ v),
+        ],
+        "errors": [apart(*pair) for pair in zip(shared, alone, strict=True)],
+        "asymmetry": apart(shared[0], shared[0].T),
+        "work": [each / whole for each, whole in zip(work[1], work[0], strict=True)],
+    }
+
+
+def descents():
+    """KIP on moments and on rows of a kernel, eight devices and one: errors, and the work of a device.
+
+    Both have one loss. Of 129 features and 403 rows eight devices hold some more than there are.
+    """
+    x, y = problem(5, 403, 12, 3)
+    phi = jd.features.RandomFourier.create(12, 129, lengthscale=8.0, key=jax.random.key(0))
+    told = {"optimiser": "sgd", "schedule": "constant", "dtype": "float64"}
+    config = kip.KipConfig(size=16, steps=3, block=3, **told)
+
+    def descend(judge, devices, run=True):
+        with Noted(sys.modules["jaxdistill.kip.train"], "run_block", {0, 1}, run) as block:
+            mesh = jd.make_mesh(devices)
+            result = kip.train(judge, x, y, config, key=jax.random.key(1), mesh=mesh)
+        return block.flops, [result.x, result.y, result.lam, result.history.loss]
+
+    _, alone = descend(phi, 1)
+    report = {}
+    for name, judge in {"moments": phi, "rows": FeatureKernel(phi)}.items():
+        try:
+            descend(judge, 1, run=False)
+        except Enough as found:
+            (operations,) = found.args
+        flops, shared = descend(judge, 8)
+        error = max(apart(*pair) for pair in zip(shared, alone, strict=True))
+        report[name] = {"error": error, "work": flops / 2 / operations}  # the first call compiles
+    return report
 
 
 def refused():
@@ -148,7 +229,8 @@ def main(out):
         "far": far(),
         "evenly": evenly(),
         "short": short(),
-        "tiles": tiles(),
+        "kernels": kernels(),
+        "descents": descents(),
         "refused": refused(),
     }
     (Path(out) / "report.json").write_text(json.dumps(found))

@@ -15,19 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src import compiler
+from pytest import MonkeyPatch
 
 import jaxdistill as jd
 from jaxdistill import kip
+from jaxdistill.data.pixels import Pixels
+from jaxdistill.data.preprocess import Identity
 from jaxdistill.features.trained import train_encoder
 from jaxdistill.kernels import NTK, RBF, EmpiricalNTK
 from jaxdistill.kernels.tiles import TiledKernel
 from jaxdistill.networks import make_network
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.networks.training import train_networks
-from jaxdistill.numerics.placement import float64_on
+from jaxdistill.numerics.placement import Side, float64_on
 from jaxdistill.privacy.budget import Budget
 from jaxdistill.privacy.mechanism import fit_private_ridge
 from jaxdistill.privacy.membership import influence
+from jaxdistill.ridge import crossing
 from jaxdistill.ridge.moments import accumulate_moments
 from jaxdistill.ridge.source import ArraySource
 from jaxdistill.solve import spanning_solver
@@ -227,6 +231,15 @@ def others(models, watch):
     report = solve_spanning(model.features, model.weights, x[:30]).report
     spanning_solver.on_accelerator = before
     watch("several steps at a time")
+    with MonkeyPatch.context() as patch:
+        patch.setattr(Side, "far", True)
+        patch.setattr(crossing, "device_bytes", lambda device: 2**30)
+        pixels = Pixels((16 * jd.load_dataset("digits").x_train[:240]).astype(np.uint8), Identity((8, 8, 1)))
+        sent = jd.fit_ridge(linear, pixels, y, dtype=np.float32, intercept=True)
+        sent.predict(pixels)
+        watch("images in uint8")
+    same = jd.fit_ridge(linear, np.asarray(pixels), y, dtype=np.float32, intercept=True)
+    assert np.array_equal(sent.weights, same.weights)
     return {"exact": report.reached}
 
 

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 
 import jaxdistill as jd
-from jaxdistill.errors import ProcessError
+from jaxdistill import kip
+from jaxdistill.errors import InputError, ProcessError
+from jaxdistill.kernels import RBF
 
 SHARES = (slice(0, 150), slice(150, 403))
 
@@ -65,6 +67,15 @@ def main(port, number, out):
         jd.fit_ridge(phi, x[mine], y[mine, : 1 + number], mesh=mesh)
     except ProcessError as error:
         report["other targets"] = str(error)
+    config, key = kip.KipConfig(size=4, steps=1), jax.random.key(0)
+    for name, call in {
+        "a kernel fit": lambda: jd.fit_kernel_ridge(RBF(1.0), x[mine], y[mine], lam=1.0, mesh=mesh),
+        "a KIP run": lambda: kip.train(phi, x[mine], y[mine], config, key=key, mesh=mesh),
+    }.items():
+        try:
+            call()
+        except InputError as error:
+            report[name] = str(error)
     (Path(out) / f"{number}.json").write_text(json.dumps(report))
 
     def ending(x, y):

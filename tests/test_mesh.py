@@ -45,9 +45,19 @@ def test_devices_without_float64_sum_in_parts_too(eight):
     assert eight["short"] < 5e-7
 
 
-def test_tiles_of_a_kernel_lie_on_the_devices_of_the_mesh(eight):
-    devices, error = eight["tiles"]
-    assert devices == 3 and error < 1e-14
+def test_eight_devices_share_the_tiles_of_a_kernel_evenly(eight):
+    report = eight["kernels"]
+    assert report["devices"] == 8 and max(report["products"]) < 1e-10
+    assert max(report["errors"]) < 1e-10 and report["asymmetry"] == 0
+    triangle, rows = report["work"]
+    assert triangle < 0.6 / 8  # the one device takes it in a single tile, and both of its halves
+    assert rows < 1.1 / 8
+
+
+def test_eight_devices_share_the_steps_of_kip_evenly(eight):
+    for report in eight["descents"].values():
+        assert report["error"] < 1e-10
+        assert report["work"] < 1.25 / 8  # what is m x m is the same on all, and columns are filled up
 
 
 def test_a_mesh_that_cannot_be_is_refused_in_one_line(eight):
@@ -80,5 +90,7 @@ def test_two_processes_find_the_same_bits_and_one_that_dies_is_told_of(tmp_path)
     for name in ("plain", "scaled"):
         assert first[name]["error"] < 1e-10 and first[name]["lam"] == 0
     assert first["other targets"].startswith("the processes read examples with [1, 2] targets")
+    for name in ("a kernel fit", "a KIP run"):
+        assert first[name].startswith(f"{name} needs all examples in one process") and "\n" not in first[name]
     message = (tmp_path / "message.txt").read_text()
     assert message.startswith("another process of the job does not answer any more") and "\n" not in message

@@ -37,6 +37,7 @@ DEVICE_SIDE = {
     "networks.training._start",
     "networks.training._step_together",
     "numerics.keys.split_key",
+    "ridge.crossing._prepare",
     "ridge.model._predict_chunk",
     "ridge.moments._add_chunk_in_two",
     "ridge.moments._middle",

@@ -120,10 +120,11 @@ def load_file(options: argparse.Namespace, progress: bool) -> tuple[Any, Any, An
     """The set, the data, and their test inputs as its model sees them."""
     from jaxdistill.data.datasets import load_dataset
     from jaxdistill.data.transforms import to_inputs
+    from jaxdistill.numerics.placement import on_accelerator
     from jaxdistill.sets.kernel_set import load_set
 
     small = load_set(options.file)
-    data = load_dataset(options.dataset, progress=progress)
+    data = load_dataset(options.dataset, progress=progress, pixels=on_accelerator())
     x_test = data.x_test
     if small.preprocess is not None:
         if small.preprocess.shape != data.example_shape:

@@ -11,10 +11,12 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from jaxdistill.data.pixels import Pixels, in_unit_range
 from jaxdistill.data.preprocess import channels_first
 from jaxdistill.errors import DatasetError, InputError
 from jaxdistill.numerics.arrays import as_array
@@ -46,7 +48,7 @@ class Dataset:
     Attributes:
         name: What was asked for; of a file, its name without ``.npz``.
         x_train: Images (n,H,W,C) in [0,1], float32; or a table (n,d) in its own units, float64 unless it was
-            saved in float32 or less.
+            saved in float32 or less. Images in uint8 stay so where it is asked for, and NumPy reads the same.
         y_train: Classes (n,), numbered from 0; or real targets (n,t) for regression.
         x_test: As ``x_train``.
         y_test: As ``y_train``.
@@ -59,9 +61,9 @@ class Dataset:
     """
 
     name: str
-    x_train: Float32[np.ndarray, "n_train *shape"] | Float64[np.ndarray, "n_train d"]
+    x_train: Float32[np.ndarray, "n_train *shape"] | Float64[np.ndarray, "n_train d"] | Pixels
     y_train: Int64[np.ndarray, " n_train"] | Float64[np.ndarray, "n_train t"]
-    x_test: Float32[np.ndarray, "n_test *shape"] | Float64[np.ndarray, "n_test d"]
+    x_test: Float32[np.ndarray, "n_test *shape"] | Float64[np.ndarray, "n_test d"] | Pixels
     y_test: Int64[np.ndarray, " n_test"] | Float64[np.ndarray, "n_test t"]
     class_names: tuple[str, ...] | None
 
@@ -86,7 +88,7 @@ class Dataset:
         return self.x_train.shape[1:]
 
 
-def load_dataset(name: str | os.PathLike[str], *, progress: bool = False) -> Dataset:
+def load_dataset(name: str | os.PathLike[str], *, progress: bool = False, pixels: bool = False) -> Dataset:
     """Load a data set by name or from a file.
 
     Images become float32 (n,H,W,C) in [0,1]: uint8 is divided by 255, float must be in [0,1]
@@ -106,6 +108,7 @@ def load_dataset(name: str | os.PathLike[str], *, progress: bool = False) -> Dat
               tensorflow-datasets folder, after it the default tensorflow-datasets folder; what is
               found nowhere is downloaded.
         progress: Show a progress bar on stderr while examples are read one by one.
+        pixels: Keep images that are uint8 so, for an accelerator: NumPy reads the same numbers.
 
     Returns:
         The data set. Without a test split the validation split takes its place, and without
@@ -123,10 +126,10 @@ def load_dataset(name: str | os.PathLike[str], *, progress: bool = False) -> Dat
     if name == "digits":
         return _load_digits()
     if name.endswith(".npz"):
-        return _load_npz(Path(name).expanduser())
+        return _load_npz(Path(name).expanduser(), pixels)
     folder = data_folder()
     if folder is not None and (folder / f"{name}.npz").is_file():
-        return _load_npz(folder / f"{name}.npz")
+        return _load_npz(folder / f"{name}.npz", pixels)
 
     from jaxdistill.data import tfds_source
 
@@ -135,7 +138,7 @@ def load_dataset(name: str | os.PathLike[str], *, progress: bool = False) -> Dat
     del splits  # so that the images as they were read go as soon as they are converted
     arrays = _stratified_split(*train) if test is None else [*train, *test]
     del train, test
-    return _assemble(name, arrays, class_names)
+    return _assemble(name, arrays, class_names, pixels)
 
 
 def one_hot(labels: np.ndarray, num_classes: int, *, centred: bool = False) -> Float64[np.ndarray, "n k"]:
@@ -224,7 +227,7 @@ def _stratified_split(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     return [x[~held_out], y[~held_out], x[held_out], y[held_out]]
 
 
-def _load_npz(path: Path) -> Dataset:
+def _load_npz(path: Path, pixels: bool) -> Dataset:
     """Read Keras's four keys, and class_names where present, without ever unpickling."""
     try:
         # Opened here, since np.load leaves the file open when it turns out to be damaged.
@@ -246,7 +249,7 @@ def _load_npz(path: Path) -> Dataset:
         raise
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(_why_unreadable(path, error)) from error
-    return _assemble(path.stem, arrays, None if names is None else checked_names(path, names))
+    return _assemble(path.stem, arrays, None if names is None else checked_names(path, names), pixels)
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -269,7 +272,9 @@ def checked_names(path: Path, names: np.ndarray) -> tuple[str, ...]:
     return tuple(names.tolist())
 
 
-def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] | None) -> Dataset:
+def _assemble(
+    name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] | None, pixels: bool = False
+) -> Dataset:
     """Check and convert x_train, y_train, x_test, y_test; empties the list on the way."""
     raw: dict[str, np.ndarray] = dict(zip(KEYS, arrays, strict=True))
     arrays.clear()  # this frame holds the only reference left, and drops it after conversion
@@ -281,8 +286,8 @@ def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] 
                 "both need the same first axis, with at least one example"
             )
     del x, y
-    x_train = checked_inputs(name, "x_train", raw.pop("x_train"))
-    x_test = checked_inputs(name, "x_test", raw.pop("x_test"))
+    x_train: Any = checked_inputs(name, "x_train", raw.pop("x_train"), pixels=pixels)
+    x_test: Any = checked_inputs(name, "x_test", raw.pop("x_test"), pixels=pixels)
     if x_train.dtype != x_test.dtype:  # tables alone: one part in float32, the other in float64
         x_train, x_test = x_train.astype(np.float64), x_test.astype(np.float64)
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -308,11 +313,11 @@ def _assemble(name: str, arrays: list[np.ndarray], class_names: tuple[str, ...] 
 
 
 def checked_inputs(
-    name: str, key: str, x: np.ndarray, first: int = 0
-) -> Float32[np.ndarray, "n *shape"] | Float64[np.ndarray, "n d"]:
+    name: str, key: str, x: np.ndarray, first: int = 0, *, pixels: bool = False
+) -> Float32[np.ndarray, "n *shape"] | Float64[np.ndarray, "n d"] | Pixels:
     """Float32 images (n,H,W,C) in [0,1], or a table (n,d) in its own units and precision.
 
-    ``first`` is the number of the first row, where these are not all.
+    ``first`` is the number of the first row, where these are not all; with ``pixels``, uint8 images stay so.
     """
     if x.ndim not in (2, 3, 4):
         raise DatasetError(
@@ -321,8 +326,8 @@ def checked_inputs(
     if cure := channels_first(x.shape):
         raise DatasetError(f"{name}: {key} has shape {x.shape}; {cure}")
     if x.ndim > 2 and x.dtype == np.uint8:
-        images = np.divide(x, 255, dtype=np.float32, order="C")
-        return images[..., None] if x.ndim == 3 else images
+        images = x[..., None] if x.ndim == 3 else x
+        return Pixels(images) if pixels else in_unit_range(images)
     if x.dtype.kind not in ("biuf" if x.ndim == 2 else "f"):
         raise DatasetError(
             f"{name}: {key} has type {x.dtype}; give uint8 images of 0 to 255, "

@@ -49,10 +49,12 @@ class CheckedRows(AbstractRows):
     Args:
         rows: Images or a table, classes or targets, of a type that they may have in a data set.
         name: Name of the data set.
+        pixels: As for :func:`open_training`.
     """
 
     rows: AbstractRows
     name: str
+    pixels: bool = False
     once = False
 
     @property
@@ -65,7 +67,8 @@ class CheckedRows(AbstractRows):
         row = start
         for x, y in self.rows.pieces(start):
             x, y = as_array("x_train", x), as_array("y_train", y)
-            yield checked_inputs(self.name, "x_train", x, row), checked_targets(self.name, "y_train", y, row)
+            x = checked_inputs(self.name, "x_train", x, row, pixels=self.pixels)
+            yield x, checked_targets(self.name, "y_train", y, row)
             row += len(y)
 
 
@@ -106,12 +109,13 @@ class ChosenRows(AbstractRows):
                 yield x[keep], y[keep]
 
 
-def open_training(name: str | os.PathLike[str]) -> OpenedDataset:
+def open_training(name: str | os.PathLike[str], *, pixels: bool = False) -> OpenedDataset:
     """Open a data set by name or from files, of which the labels alone are read now.
 
     Args:
         name: As for :func:`~jaxdistill.data.datasets.load_dataset`, of whose files the test part is not
             needed; or the path of a folder of .npz pieces, each with arrays x and y.
+        pixels: Likewise, of the images in every piece.
 
     Returns:
         What :func:`~jaxdistill.data.datasets.load_dataset` has in ``x_train`` and ``y_train``.
@@ -130,13 +134,13 @@ def open_training(name: str | os.PathLike[str]) -> OpenedDataset:
         rows = ChunkRows([(data.x_train, data.y_train)], num_rows=len(data.y_train))
         return OpenedDataset(name, rows, data.class_names)
     if name.endswith(".npz"):
-        return _open_npz(Path(name).expanduser())
+        return _open_npz(Path(name).expanduser(), pixels)
     if os.sep in name and Path(name).expanduser().is_dir():
         path = Path(name).expanduser()
-        return _of_stored(path.name, open_rows(path), None)
+        return _of_stored(path.name, open_rows(path), None, pixels)
     folder = data_folder()
     if folder is not None and (folder / f"{name}.npz").is_file():
-        return _open_npz(folder / f"{name}.npz")
+        return _open_npz(folder / f"{name}.npz", pixels)
 
     from jaxdistill.data import tfds_source
 
@@ -147,18 +151,18 @@ def open_training(name: str | os.PathLike[str]) -> OpenedDataset:
         chosen = ~held_out_rows(labels)
         rows, labels = ChosenRows(train, chosen), labels[chosen]
     names = checked_classes(name, {"y_train": labels}, train.class_names)
-    return OpenedDataset(name, CheckedRows(rows, name), names)
+    return OpenedDataset(name, CheckedRows(rows, name, pixels), names)
 
 
-def _open_npz(path: Path) -> OpenedDataset:
+def _open_npz(path: Path, pixels: bool) -> OpenedDataset:
     rows = open_rows(path, x="x_train", y="y_train")
     with np.load(path, allow_pickle=False) as file:  # which is sound, or it would not be open
         names = checked_names(path, np.asarray(file["class_names"])) if "class_names" in file else None
-    return _of_stored(path.stem, rows, names)
+    return _of_stored(path.stem, rows, names, pixels)
 
 
 def _of_stored(
-    name: str, rows: StoredRows | JoinedRows, class_names: tuple[str, ...] | None
+    name: str, rows: StoredRows | JoinedRows, class_names: tuple[str, ...] | None, pixels: bool
 ) -> OpenedDataset:
     """Rows of files; of classes the numbers of all rows are checked before any other is read."""
     if not rows.num_rows:
@@ -170,8 +174,8 @@ def _of_stored(
                 f"{name} has class names, but float labels; save y_train as integers, or leave the class "
                 "names out for regression"
             )
-        return OpenedDataset(name, CheckedRows(rows, name), None)
+        return OpenedDataset(name, CheckedRows(rows, name, pixels), None)
     parts = [np.concatenate(list(one.read(0, max(1, one.shape[0])))) for one in targets if one.shape[0]]
     labels = checked_targets(name, "y_train", as_array("y_train", np.concatenate(parts)))
     names = checked_classes(name, {"y_train": labels}, class_names)
-    return OpenedDataset(name, CheckedRows(rows, name), names)
+    return OpenedDataset(name, CheckedRows(rows, name, pixels), names)

@@ -207,7 +207,7 @@ class Standardize(AbstractPreprocess):
 
     def forward(self, x: Array) -> Array:  # noqa: D102
         batch, rows = flat_rows("x", x, self.shape)
-        rows, mean, divisor = matched(rows, *self._row_constants())
+        rows, mean, divisor = matched(rows, *self.row_constants())
         if isinstance(rows, np.ndarray):
 
             def shift_and_scale(block: np.ndarray, out: np.ndarray) -> None:
@@ -221,7 +221,7 @@ class Standardize(AbstractPreprocess):
 
     def inverse(self, inputs: Array) -> Array:  # noqa: D102
         batch, rows = flat_rows("inputs", inputs, (self.num_inputs,))
-        rows, mean, divisor = matched(rows, *self._row_constants())
+        rows, mean, divisor = matched(rows, *self.row_constants())
         if isinstance(rows, np.ndarray):
 
             def scale_and_shift(block: np.ndarray, out: np.ndarray) -> None:
@@ -233,7 +233,7 @@ class Standardize(AbstractPreprocess):
             x = rows * divisor + mean
         return x.reshape(batch + self.shape)
 
-    def _row_constants(self) -> tuple[Any, Any]:
+    def row_constants(self) -> tuple[Any, Any]:
         """Mean and std for every number of a row, the std 1 in constant channels.
 
         Whole rows: arithmetic along an inner axis of three channels is several times slower.

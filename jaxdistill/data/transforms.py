@@ -1,12 +1,13 @@
 """Transforms by name: fitted on data, and rebuilt from what a file keeps of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
+from jaxdistill.data.pixels import Pixels
 from jaxdistill.data.preprocess import (
     AbstractPreprocess,
     ChannelMoments,
@@ -52,13 +53,13 @@ def fit_preprocess(kind: str, x: Any, *, reg: float | None = None) -> AbstractPr
 
 
 def to_inputs(
-    preprocess: AbstractPreprocess, x: np.ndarray, *, name: str, training: bool
-) -> Float32[np.ndarray, "n d"]:
+    preprocess: AbstractPreprocess, x: np.ndarray | Pixels, *, name: str, training: bool
+) -> Float32[np.ndarray, "n d"] | Pixels:
     """Examples as a model sees them: transformed in their own precision, and only then float32.
 
     Args:
         preprocess: The transform.
-        x: Examples (n,*shape).
+        x: Examples (n,*shape). Images in uint8 stay so for a transform that an accelerator does as the host.
         name: What they are called in a message.
         training: Whether they tell the spread of a column, by which its rounding is judged.
 
@@ -70,7 +71,7 @@ def to_inputs(
         >>> len(set(to_inputs(Standardize.fit(seconds), seconds, name="x", training=True).ravel()))
         5
     """
-    rows = preprocess.forward(x)
+    rows = _rows(preprocess, preprocess.forward, x)
     if rows.dtype == np.float32:
         return rows
     inputs = _in_float32(rows, name)
@@ -104,15 +105,22 @@ def rows_to_inputs(preprocess: AbstractPreprocess, rows: AbstractRows, *, name: 
         flat = rows.map(inputs=forward)
         pairs = ((x, _in_float32(x, name, " of its chunk")) for x, _ in flat.pieces())
         _check_kept(moments_by_channel(flat), pairs, name)
-    return rows.map(inputs=lambda x: _in_float32(forward(x), name, " of its chunk"))
+    return rows.map(inputs=lambda x: _in_float32(_rows(preprocess, forward, x), name, " of its chunk"))
+
+
+def _rows(preprocess: AbstractPreprocess, forward: Callable[[Any], np.ndarray], x: Any) -> Any:
+    """Rows as a transform makes them; of uint8 images not yet, if an accelerator can do the same."""
+    if isinstance(x, Pixels) and isinstance(preprocess, (Identity, Standardize)):
+        return Pixels(x.images, preprocess)
+    return forward(x)
 
 
 def _in_float32(rows: np.ndarray, name: str, whose: str = "") -> np.ndarray:
     """Rows in float32, all of which it holds."""
-    with np.errstate(over="ignore"):
-        inputs = rows.astype(np.float32, copy=False)
-    if inputs is rows:
+    if rows.dtype == np.float32:
         return rows
+    with np.errstate(over="ignore"):
+        inputs = rows.astype(np.float32)
     beyond = np.argwhere(~np.isfinite(inputs) & ~np.isnan(rows))
     if beyond.size:
         row, column = beyond[0]

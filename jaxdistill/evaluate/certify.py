@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxdistill.data.pixels import Pixels
 from jaxdistill.distill.exact import intercept_of, retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
@@ -262,7 +263,7 @@ def _compare_on_test(
     if x_test is None:
         return nothing_compared()
     features = small.features
-    x = as_floats("x_test", x_test)
+    x = x_test if isinstance(x_test, Pixels) else as_floats("x_test", x_test)
     if x.ndim != 2 or x.shape[1] != features.num_inputs or len(x) == 0:
         raise InputError(f"x_test has shape {x.shape}, expected (t, {features.num_inputs}) with t > 0")
     weights, levels = zip(*models, strict=True)

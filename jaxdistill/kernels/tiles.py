@@ -1,118 +1,62 @@
-"""Kernel matrices in tiles: under a memory budget, over all local devices, materialised only when asked.
+"""Kernel matrices in tiles: under a memory budget, over all devices, materialised only when asked.
 
-A tile is a block of rows against a block of columns. What is wanted of it (the block itself, its product with
-a vector, its sum of squares) is taken at once, and the tile is gone.
+A tile is a block of rows against a block of columns. What is wanted of it (the block itself, its product
+with a vector, its sum of squares) is taken at once, and the tile is gone. Several devices run one program,
+each on a tile of its own: rows are split over them, and columns are on all of them; of a symmetric matrix all
+inputs are, and each device takes its part of the upper triangle.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.kernels.base import AbstractKernel
-from jaxdistill.kernels.blocks import WORKSPACE
 from jaxdistill.kernels.stationary import central_row
+from jaxdistill.kernels.tiling import (
+    Tiling,
+    plan_tiles,
+    planned_rows,
+    rounds,
+    strip_rounds,
+    triangle_rounds,
+    whole_tiles,
+)
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.linalg import matmul
 from jaxdistill.numerics.memory import available_bytes, device_bytes, format_bytes
-from jaxdistill.numerics.placement import device_scope, float64_scope
+from jaxdistill.numerics.mesh import EACH, SAME, on_each
+from jaxdistill.numerics.pace import late
+from jaxdistill.numerics.placement import device_scope, float64_scope, over
 from jaxdistill.numerics.two_sum import TwoSum
-
-# A tile, the products it is made of, and what is taken of it live at once.
-_COPIES = 4
-# Matrix products run at full speed from here on; larger tiles would only fill caches.
-_SIDE = 4096
-_SMALLEST = 16
-# Kernels whose entries need a workspace take seconds to compile: sizes from here on are powers of two, which
-# matrices of many sizes share. The smaller ones repeat inputs to fill a tile.
-_SHARED = 32
-
-
-class Tiling(NamedTuple):
-    """Rows and columns of a tile."""
-
-    rows: int
-    columns: int
-
-
-def plan_tiles(
-    num_rows: int, num_columns: int, dtype: Any, memory: float | None = None, *, workspace: int = 0
-) -> Tiling:
-    """Choose the size of tiles.
-
-    Args:
-        num_rows: Rows of the matrix.
-        num_columns: Columns of the matrix.
-        dtype: Type of its entries.
-        memory: Bytes that tiles may take on a device; default a quarter of what is free.
-        workspace: Bytes that one entry takes while it is computed.
-
-    Returns:
-        Rows and columns of a tile, at most 4096 each; fewer where the workspace of so many is large. With a
-        workspace a tile may be larger than a small matrix.
-
-    Raises:
-        MemoryBudgetError: the budget cannot hold one tile; names the bytes of the smallest.
-
-    Example:
-        >>> plan_tiles(60000, 500, "float32", memory=2**25)
-        Tiling(rows=4096, columns=500)
-    """
-    budget = available_bytes() / 4 if memory is None else memory
-    entry = _COPIES * np.dtype(dtype).itemsize + workspace
-    entries, smallest = int(budget // entry), 1
-    if workspace:
-        entries = min(entries, max(1, WORKSPACE // workspace))
-        num_rows, num_columns = (max(_SHARED, 1 << (n - 1).bit_length()) for n in (num_rows, num_columns))
-    else:
-        smallest = min(_SMALLEST, num_rows) * min(_SMALLEST, num_columns)
-    if entries < smallest:
-        size = smallest * entry
-        raise MemoryBudgetError(
-            f"a memory budget of {format_bytes(budget)} ({int(budget)} bytes) cannot hold one tile of "
-            f"the kernel matrix, {size} bytes; give a larger budget, or free memory"
-        )
-    columns = max(1, min(num_columns, _SIDE, max(math.isqrt(entries), entries // num_rows)))
-    return Tiling(max(1, min(num_rows, _SIDE, entries // columns)), columns)
-
-
-class Replica(NamedTuple):
-    """What one device holds.
-
-    Args:
-        kernel: Kernel k.
-        x: Inputs of the rows, less the origin where there is one.
-        z: Inputs of the columns, in the same way.
-        origin: The point that was subtracted, or None: a kernel none of whose parts is stationary.
-    """
-
-    kernel: AbstractKernel
-    x: Array
-    z: Array
-    origin: Array | None
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class TiledKernel:
-    """The matrix ``K = k(x_i, z_j)`` as an operator, on all local devices; made by :meth:`of`.
+    """The matrix ``K = k(x_i, z_j)`` as an operator, on all devices; made by :meth:`of`.
 
     Args:
         num_rows: n.
         num_columns: m.
         symmetric: Whether z is x: then half of the tiles do.
         tiling: Size of a tile.
-        replicas: Kernel and inputs on each device.
+        mesh: The devices where there are several, or None.
+        kernel: Kernel k, on all of them.
+        x: Inputs of the rows, less the origin where there is one, filled up to whole tiles: split over the
+            devices, or all on each of them where the matrix is symmetric.
+        z: Inputs of the columns, in the same way, on all devices.
+        origin: The point that was subtracted, or None: a kernel none of whose parts is stationary.
         wide: Whether the devices may hold float64; else sums are taken in two float32 numbers.
         progress: Whether to show bars.
 
@@ -127,7 +71,11 @@ class TiledKernel:
     num_columns: int
     symmetric: bool
     tiling: Tiling
-    replicas: tuple[Replica, ...]
+    mesh: Mesh | None
+    kernel: AbstractKernel
+    x: Array
+    z: Array
+    origin: Array | None
     wide: bool
     progress: bool = False
 
@@ -169,83 +117,90 @@ class TiledKernel:
             free = device_bytes(side.devices[0])
         if memory is None and free is not None:
             memory = free / 4
-        tiling = plan_tiles(len(x), len(other), dtype, memory, workspace=workspace)
+        parts = len(side.devices)
+        tall = planned_rows(len(x), parts, symmetric)
+        tiling = plan_tiles(tall, tall if symmetric else len(other), dtype, memory, workspace=workspace)
         if symmetric:
             tiling = Tiling(min(tiling), min(tiling))
         origin = central_row(other).astype(dtype) if kernel.stationary else None
-        above = _filled(x, tiling.rows, dtype, origin)
-        beside = above if symmetric else _filled(other, tiling.columns, dtype, origin)
+        beside = _filled(other, whole_tiles(len(other), tiling.columns), dtype, origin)
         with device_scope(dtype, wide_sums=True):
-            replicas = []
-            for device in side.devices:
-                rows = jax.device_put(above, device)
-                columns = rows if symmetric else jax.device_put(beside, device)
-                own = jax.device_put(kernel, device)
-                replicas.append(Replica(own, rows, columns, jax.device_put(origin, device)))
-        return cls(len(x), len(other), symmetric, tiling, tuple(replicas), side.wide, progress)
+            kernel, columns, point = side.everywhere((kernel, beside, origin))
+            if symmetric:
+                rows = columns
+            else:
+                rows = side.each(_filled(x, parts * whole_tiles(tall, tiling.rows), dtype, origin))
+        mesh = side.mesh if parts > 1 else None
+        return cls(
+            len(x), len(other), symmetric, tiling, mesh, kernel, rows, columns, point, side.wide, progress
+        )
 
-    def _tiles(self, what: str) -> Iterator[tuple[int, int, int]]:
-        """Number, first row and first column of every tile; of the upper triangle where that is enough."""
-        rows, columns = self.tiling
-        places = [
-            (i, j)
-            for i in range(0, self.num_rows, rows)
-            for j in range(i if self.symmetric else 0, self.num_columns, columns)
-        ]
-        for number, (i, j) in enumerate(tqdm(places, desc=what, disable=not self.progress, leave=False)):
-            yield number, i, j
+    @property
+    def _parts(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
 
-    def _tile(self, which: int, i: int, j: int) -> tuple[Array, int, int]:
-        """A tile, its first row and its first column; the last of a line starts early, in the same shape."""
-        kernel, x, z, origin = self.replicas[which]
-        top, left = min(i, len(x) - self.tiling.rows), min(j, len(z) - self.tiling.columns)
-        a = _rows(x, np.int64(top), self.tiling.rows)
-        tile = _entries(kernel, a, _rows(z, np.int64(left), self.tiling.columns), origin)
-        if self.symmetric and i == j:
-            tile = _symmetric(tile, _diagonal(kernel, a, origin))
-        return tile, top, left
+    @property
+    def _own_rows(self) -> int:
+        """Rows that a device has: its part of them, or all."""
+        return len(self.x) if self.symmetric else len(self.x) // self._parts
 
-    def _strip(self, which: int, i: int) -> tuple[Array, int]:
-        """Rows of all columns, and the first of them; where it takes several tiles, K^T K is larger."""
-        z = self.replicas[which].z
-        if self.tiling.columns == len(z):
-            return self._tile(which, i, 0)[:2]
-        strip, top = jax.device_put(np.zeros((self.tiling.rows, len(z)), z.dtype), z.device), 0
-        for j in range(0, self.num_columns, self.tiling.columns):
-            tile, top, left = self._tile(which, i, j)
-            strip = _place(strip, tile, np.int64(left))
-        return strip, top
+    def _rounds(self, what: str, strips: bool = False) -> Iterator[Int[np.ndarray, "q 3"]]:
+        """First row and first column of every device's next tile, or next strip, and whether it counts."""
+        if not self.symmetric:
+            wide = self.tiling.columns if strips else self.num_columns
+            found = rounds(self._own_rows, wide, self.tiling, self._parts)
+        else:
+            deal = strip_rounds if strips else triangle_rounds
+            found = deal(self.num_rows, self.tiling.rows, self._parts)
+        yield from tqdm(found, desc=what, disable=not self.progress, leave=False)
+
+    def _tile(self, places: Int[np.ndarray, "q 3"]) -> Array:
+        """Every device's tile, one below the other."""
+        a = _rows(self.x, places[:, 0], self.tiling.rows, self.symmetric, self.mesh)
+        b = _rows(self.z, places[:, 1], self.tiling.columns, True, self.mesh)
+        tile = _entries(self.kernel, a, b, self.origin, self.mesh)
+        if self.symmetric and np.any(places[:, 0] == places[:, 1]):
+            diagonal = _diagonal(self.kernel, a, self.origin, self.mesh)
+            tile = _symmetric(tile, diagonal, places, self.mesh)
+        return tile
+
+    def _strip(self, places: Int[np.ndarray, "q 3"]) -> Array:
+        """Rows of all columns; where it takes several tiles, K^T K is larger."""
+        width, columns = len(self.z), self.tiling.columns
+        if columns == width:
+            return self._tile(places)
+        strip = self._begin(np.zeros((self._parts * self.tiling.rows, width), self.z.dtype))
+        for j in range(0, width, columns):
+            strip = _place(strip, self._tile(places + np.array([0, j, 0])), np.int64(j))
+        return strip
+
+    def _begin(self, zeros: Any) -> Any:
+        """What every device adds to, or writes into, on its own."""
+        return jax.device_put(zeros, self.z.sharding if self.mesh is None else NamedSharding(self.mesh, EACH))
 
     def matmul(self, vectors: Any) -> Float[np.ndarray, "n k"]:
         """``K v`` for v of shape (m, k), without K; sums over tiles in float64, or nearly."""
         vectors = np.asarray(vectors, np.float64)
         if vectors.ndim != 2 or len(vectors) != self.num_columns:
             raise InputError(f"vectors have shape {vectors.shape}, expected ({self.num_columns}, k)")
-        dtype = self.replicas[0].x.dtype
-        shape = len(self.replicas[0].x), vectors.shape[1]
+        dtype = self.x.dtype
+        shape = self._parts * self._own_rows, vectors.shape[1]
         zeros = np.zeros(shape) if self.wide else TwoSum.zeros(shape, dtype)
         with device_scope(dtype, wide_sums=True):
-            held = [
-                (
-                    jax.device_put(_padded(vectors, len(one.z)).astype(dtype), one.z.device),
-                    jax.device_put(zeros, one.x.device),
-                )
-                for one in self.replicas
-            ]
-            for number, i, j in self._tiles("kernel times vectors"):
-                which = number % len(held)
-                wide, total = held[which]
-                if number >= len(held):
-                    jax.block_until_ready(total)  # one tile a device at a time: memory, and an honest bar
-                tile, top, left = self._tile(which, i, j)
-                total = _add_product(tile, wide, total, *np.array((i, j, top, left)), self.symmetric)
-                held[which] = (wide, total)
-            totals = [t.to_float64() if isinstance(t, TwoSum) else np.asarray(t) for _, t in held]
-            return np.sum(totals, axis=0)[: self.num_rows]
+            held = jax.device_put(_padded(vectors, len(self.z)).astype(dtype), self.z.sharding)
+            total = self._begin(zeros)
+            for places in self._rounds("kernel times vectors"):
+                jax.block_until_ready(total)  # one tile a device at a time: memory, and an honest bar
+                tile = self._tile(places)
+                total = _add_product(tile, held, total, places, self.symmetric, self.mesh)
+            found = total.to_float64() if isinstance(total, TwoSum) else np.asarray(total)
+        if self.symmetric:
+            return found.reshape(self._parts, self._own_rows, vectors.shape[1]).sum(axis=0)[: self.num_rows]
+        return found[: self.num_rows].copy()
 
     def to_matrix(self) -> Float[np.ndarray, "n m"]:
         """K itself, on the host, in the precision of the tiles."""
-        dtype = self.replicas[0].x.dtype
+        dtype = self.x.dtype
         size = self.num_rows * self.num_columns * dtype.itemsize
         if size > available_bytes():
             raise MemoryBudgetError(
@@ -253,49 +208,51 @@ class TiledKernel:
                 "bytes), more than is free; use products with it in place of the matrix"
             )
         out = np.empty((self.num_rows, self.num_columns), dtype)
-        waiting: list[tuple[Array, int, int]] = []
         with device_scope(dtype, wide_sums=True):
-            for number, i, j in self._tiles("kernel matrix"):
-                waiting.append(self._tile(number % len(self.replicas), i, j))
-                if len(waiting) >= len(self.replicas):
-                    self._store(out, *waiting.pop(0))
-            for one in waiting:
-                self._store(out, *one)
+            made = ((places, self._tile(places)) for places in self._rounds("kernel matrix"))
+            # Several devices work on the next tiles while these are stored.
+            for places, tile in late(made, 0 if self.mesh is None else 1):
+                for block, (i, j) in zip(_each_part(tile), self._in_matrix(places), strict=True):
+                    self._store(out, block, i, j)
         return out
 
-    def _store(self, out: np.ndarray, tile: Array, top: int, left: int) -> None:
-        block = np.asarray(tile)[: self.num_rows - top, : self.num_columns - left]
+    def _in_matrix(self, places: Int[np.ndarray, "q 3"]) -> list[tuple[int, int]]:
+        """First row and column of every device's tile, counted in the whole matrix."""
+        before = 0 if self.symmetric else self._own_rows
+        return [(which * before + int(i), int(j)) for which, (i, j, _) in enumerate(places)]
+
+    def _store(self, out: np.ndarray, block: np.ndarray, i: int, j: int) -> None:
+        block = block[: max(0, self.num_rows - i), : self.num_columns - j]
         rows, columns = block.shape
-        out[top : top + rows, left : left + columns] = block
+        out[i : i + rows, j : j + columns] = block
         if self.symmetric:
-            out[left : left + columns, top : top + rows] = block.T
+            out[j : j + columns, i : i + rows] = block.T
 
     def normal_equations(self, y: Any) -> tuple[Float[np.ndarray, "m m"], Float[np.ndarray, "m k"]]:
         """``K^T K`` and ``K^T Y`` for targets of shape (n, k), without K; products and sums in float64."""
         y = np.asarray(y, np.float64)
-        m = len(self.replicas[0].z)
-        starts = range(0, self.num_rows, self.tiling.rows)
+        m, k, parts = len(self.z), y.shape[1], self._parts if self.wide else 1
+        # What only fills a tile has no weight.
+        held = [_padded(a, len(self.x)) for a in (y, np.ones((len(y), 1)))]
+        sums = np.zeros((parts * m, m)), np.zeros((parts * m, k))
         with float64_scope() as where:
-            sums, targets = [], []
-            for one in self.replicas:
-                # What squares the condition number is formed where float64 lives.
-                device = one.x.device if self.wide else where.algebra
-                sums.append(jax.device_put((np.zeros((m, m)), np.zeros((m, y.shape[1]))), device))
-                targets.append(jax.device_put(_padded(y, len(one.x)), device))
-            bar = tqdm(starts, desc="normal equations", disable=not self.progress, leave=False)
-            for number, i in enumerate(bar):
-                which = number % len(sums)
-                jax.block_until_ready(sums[which])
-                with device_scope(self.replicas[0].x.dtype, wide_sums=True):
-                    strip, top = self._strip(which, i)
-                limits = np.array((i, top, self.num_rows))
-                strip = jax.device_put(strip, sums[which][0].device)
-                sums[which] = _add_squares(strip, targets[which], sums[which], *limits)
-            first, second = zip(*(jax.tree.map(np.asarray, pair) for pair in sums), strict=True)
-        return (
-            np.sum(first, axis=0)[: self.num_columns, : self.num_columns],
-            np.sum(second, axis=0)[: self.num_columns],
-        )
+            # What squares the condition number is formed where float64 lives.
+            held = jax.device_put(held, self.x.sharding if self.wide else where.algebra)
+            sums = self._begin(sums) if self.wide else jax.device_put(sums, where.algebra)
+            for places in self._rounds("normal equations", strips=True):
+                jax.block_until_ready(sums)
+                with device_scope(self.x.dtype, wide_sums=True):
+                    strip = self._strip(places)
+                if self.wide:
+                    sums = _add_squares(strip, held, sums, places, self.symmetric, self.mesh)
+                    continue
+                for block, (i, _), live in zip(
+                    _each_part(strip), self._in_matrix(places), places[:, 2], strict=True
+                ):
+                    block = jax.device_put(block, where.algebra)
+                    sums = _add_squares(block, held, sums, np.array([[i, 0, live]]))
+            square, right = (np.asarray(a).reshape(parts, m, -1).sum(axis=0) for a in sums)
+        return square[: self.num_columns, : self.num_columns], right[: self.num_columns]
 
 
 def kernel_matrix(
@@ -305,16 +262,18 @@ def kernel_matrix(
     *,
     dtype: Any = None,
     memory: float | None = None,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> Float[np.ndarray, "n m"]:
-    """The matrix ``k(x_i, z_j)`` on the host, computed in tiles on all local devices.
+    """The matrix ``k(x_i, z_j)`` on the host, computed in tiles on all devices.
 
     Args:
         kernel: Kernel k.
         x: Inputs, shape (n, d).
         z: Inputs, shape (m, d); default x, whose matrix is symmetric to the last bit.
         dtype: Precision; default that of x.
-        memory: Bytes that tiles may take; default a quarter of what is free.
+        memory: Bytes that tiles may take on a device; default a quarter of what is free.
+        mesh: Devices that share the tiles, as for :func:`~jaxdistill.fit_ridge`; default all of this process.
         progress: Whether to show a bar.
 
     Raises:
@@ -326,7 +285,8 @@ def kernel_matrix(
         >>> kernel_matrix(NTK(), np.eye(4, dtype=np.float32)).shape
         (4, 4)
     """
-    return TiledKernel.of(kernel, x, z, dtype=dtype, memory=memory, progress=progress).to_matrix()
+    with over(mesh):
+        return TiledKernel.of(kernel, x, z, dtype=dtype, memory=memory, progress=progress).to_matrix()
 
 
 def check_inputs(name: str, x: Any, dim: int | None = None) -> np.ndarray:
@@ -359,18 +319,18 @@ def kernel_diagonal(kernel: AbstractKernel, x: Any) -> Float[np.ndarray, " n"]:
     with float64_scope() as where:
         kernel = jax.device_put(kernel, where.home)
         parts = [
-            np.asarray(_diagonal(kernel, _filled(x[i : i + size], size, x.dtype), None))
+            np.asarray(_diagonal(kernel, _filled(x[i : i + size], size, x.dtype), None, None))
             for i in range(0, len(x), size)
         ]
     return np.concatenate(parts)[: len(x)]
 
 
 def _filled(x: np.ndarray, size: int, dtype: Any, origin: np.ndarray | None = None) -> np.ndarray:
-    """The inputs less a point, in a precision; again from the first where a tile takes more of them."""
+    """The inputs less a point, in a precision; again from the first where tiles take more of them."""
     if origin is not None:
         x = np.subtract(x, origin, dtype=np.result_type(x, dtype))
     x = x.astype(dtype, copy=False)
-    return x if len(x) >= size else x[np.arange(size) % len(x)]
+    return x if len(x) == size else x[np.arange(size) % len(x)]
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
@@ -378,51 +338,72 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
     return np.pad(array, ((0, size - len(array)), (0, 0)))
 
 
-@partial(jax.jit, static_argnums=2)
-def _rows(x: Array, at: Array, size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, at, size)
+def _each_part(tile: Array) -> list[np.ndarray]:
+    """What every device holds, in the order of the rows."""
+    parts = sorted(tile.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return [np.asarray(shard.data) for shard in parts]
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _rows(x: Array, at: Array, size: int, whole: bool, mesh: Mesh | None) -> Array:
+    """Rows of what every device has of x."""
+
+    def own(x: Array, at: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, at[0], size)
+
+    return on_each(mesh, own, (SAME if whole else EACH, EACH), EACH)(x, at)
 
 
 # Apart from what is done with a tile: kernels that are slow to compile are compiled once a size of tile.
-@jax.jit
-def _entries(kernel: AbstractKernel, a: Array, b: Array, origin: Array | None) -> Array:
-    return kernel.matrix(a, b) if origin is None else kernel.matrix_about(origin, a, b)
+@partial(jax.jit, static_argnums=4)
+def _entries(kernel: AbstractKernel, a: Array, b: Array, origin: Array | None, mesh: Mesh | None) -> Array:
+    def own(kernel: AbstractKernel, a: Array, b: Array, origin: Array | None) -> Array:
+        return kernel.matrix(a, b) if origin is None else kernel.matrix_about(origin, a, b)
+
+    return on_each(mesh, own, (SAME, EACH, EACH, SAME), EACH)(kernel, a, b, origin)
 
 
-@jax.jit
-def _diagonal(kernel: AbstractKernel, a: Array, origin: Array | None) -> Array:
-    return kernel.diagonal(a if origin is None else a + origin[None])
+@partial(jax.jit, static_argnums=3)
+def _diagonal(kernel: AbstractKernel, a: Array, origin: Array | None, mesh: Mesh | None) -> Array:
+    def own(kernel: AbstractKernel, a: Array, origin: Array | None) -> Array:
+        return kernel.diagonal(a if origin is None else a + origin[None])
+
+    return on_each(mesh, own, (SAME, EACH, SAME), EACH)(kernel, a, origin)
 
 
-@jax.jit
-def _symmetric(tile: Array, diagonal: Array) -> Array:
+@partial(jax.jit, static_argnums=3)
+def _symmetric(tile: Array, diagonal: Array, places: Array, mesh: Mesh | None) -> Array:
     """A tile on the diagonal: the angle of an input with itself is rounding, and its own formula exact."""
-    lower = jnp.tril(tile, -1)
-    return lower + lower.T + jnp.diag(diagonal)
+
+    def own(tile: Array, diagonal: Array, places: Array) -> Array:
+        i, j, _ = places[0]
+        lower = jnp.tril(tile, -1)
+        mirrored = lower + lower.T + jnp.diag(diagonal)
+        return mirrored if mesh is None else jnp.where(i == j, mirrored, tile)  # one device knows its tile
+
+    return on_each(mesh, own, (EACH, EACH, EACH), EACH)(tile, diagonal, places)
 
 
-@partial(jax.jit, static_argnums=7, donate_argnums=2)
+@partial(jax.jit, static_argnums=(4, 5), donate_argnums=2)
 def _add_product(
     tile: Array,
     vectors: Array,
     total: Array | TwoSum,
-    i: Array,
-    j: Array,
-    top: Array,
-    left: Array,
+    places: Array,
     symmetric: bool,
+    mesh: Mesh | None,
 ) -> Array | TwoSum:
-    # What tiles before this one had is left out.
-    new_rows = (top + jnp.arange(tile.shape[0]) >= i)[:, None]
-    new_columns = (left + jnp.arange(tile.shape[1]) >= j)[:, None]
-    beside = jax.lax.dynamic_slice_in_dim(vectors, left, tile.shape[1])
-    part = matmul(tile, jnp.where(new_columns, beside, 0))
-    total = _add_rows(total, jnp.where(new_rows, part, 0), top)
-    if symmetric:
-        above = jax.lax.dynamic_slice_in_dim(vectors, top, tile.shape[0])
-        mirrored = matmul(tile.T, jnp.where(new_rows, above, 0))
-        total = _add_rows(total, jnp.where(new_columns & (i != j), mirrored, 0), left)
-    return total
+    def own(tile: Array, vectors: Array, total: Array | TwoSum, places: Array) -> Array | TwoSum:
+        i, j, live = places[0]
+        beside = jax.lax.dynamic_slice_in_dim(vectors, j, tile.shape[1])
+        total = _add_rows(total, jnp.where(live > 0, matmul(tile, beside), 0), i)
+        if not symmetric:
+            return total
+        above = jax.lax.dynamic_slice_in_dim(vectors, i, tile.shape[0])
+        mirrored = (live > 0) & (i != j)
+        return _add_rows(total, jnp.where(mirrored, matmul(tile.T, above), 0), j)
+
+    return on_each(mesh, own, (EACH, SAME, EACH, EACH), EACH)(tile, vectors, total, places)
 
 
 def _add_rows(total: Array | TwoSum, part: Array, at: Array) -> Array | TwoSum:
@@ -436,12 +417,20 @@ def _place(strip: Array, tile: Array, left: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(strip, tile, left, axis=1)
 
 
-@partial(jax.jit, donate_argnums=2)
+@partial(jax.jit, static_argnums=(4, 5), donate_argnums=2)
 def _add_squares(
-    strip: Array, targets: Array, sums: tuple[Array, Array], i: Array, top: Array, num_rows: Array
+    strip: Array,
+    held: list[Array],
+    sums: tuple[Array, Array],
+    places: Array,
+    whole: bool = True,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
-    at = top + jnp.arange(strip.shape[0])
-    new = (at >= i) & (at < num_rows)
-    wide = jnp.where(new[:, None], strip.astype(jnp.float64), 0)
-    y = jax.lax.dynamic_slice_in_dim(targets, top, strip.shape[0])
-    return sums[0] + matmul(wide.T, wide), sums[1] + matmul(wide.T, y)
+    def own(strip: Array, held: list[Array], sums: tuple[Array, Array], places: Array) -> tuple[Array, Array]:
+        i, _, live = places[0]
+        y, real = (jax.lax.dynamic_slice_in_dim(a, i, strip.shape[0]) for a in held)
+        rows = jnp.where((live > 0) & (real > 0), strip.astype(jnp.float64), 0)
+        return sums[0] + matmul(rows.T, rows), sums[1] + matmul(rows.T, y)
+
+    there = SAME if whole else EACH
+    return on_each(mesh, own, (EACH, there, EACH, EACH), EACH)(strip, held, sums, places)

@@ -56,9 +56,14 @@ class Quadratic(NamedTuple):
         return self.means[1] - matmul(self.means[0], weights)
 
 
-def squared_loss(prediction: Float[Array, "b k"], targets: Float[Array, "b k"]) -> Float[Array, ""]:
-    """Half the mean over examples of the squared error, ``1/2b |F - Y|^2``."""
-    return jnp.sum((prediction - targets) ** 2) / (2 * targets.shape[0])
+def squared_loss(
+    prediction: Float[Array, "b k"], targets: Float[Array, "b k"], weight: Float[Array, " b"] | None = None
+) -> Float[Array, ""]:
+    """Half the mean over examples of the squared error, ``1/2b |F - Y|^2``; weight zero leaves some out."""
+    squares = (prediction - targets) ** 2
+    if weight is None:
+        return jnp.sum(squares) / (2 * targets.shape[0])
+    return jnp.sum(weight[:, None] * squares) / (2 * jnp.sum(weight))
 
 
 def trace_penalty(k_ss: Float[Array, "m m"], reg: float | Array) -> Float[Array, ""]:

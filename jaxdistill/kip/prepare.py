@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from jaxdistill.data.preprocess import AbstractPreprocess
@@ -21,6 +22,7 @@ from jaxdistill.kip.objective import Quadratic
 from jaxdistill.kip.problem import Context, Kernel, Problem
 from jaxdistill.kip.targets import TargetRows, batch_order
 from jaxdistill.numerics.memory import available_bytes
+from jaxdistill.numerics.mesh import COLUMNS, SAME
 from jaxdistill.numerics.placement import device_scope
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
@@ -65,6 +67,7 @@ def prepare(
     preprocess: AbstractPreprocess | None,
     key: Array,
     progress: bool,
+    mesh: Mesh | None = None,
 ) -> Prepared:
     """Check the data, choose the form, and make what the steps read; inside the scope of the run."""
     phi = model.features if isinstance(model, RidgeModel) else model
@@ -120,6 +123,7 @@ def prepare(
         embedded=embedded,
         augment=config.augment,
         intercept=level,
+        mesh=mesh,
     )
     held_rows = None
     if held is not None:
@@ -128,8 +132,24 @@ def prepare(
         held_rows = (jax.numpy.asarray(rows), held_y)
     given = Context(phi, source, preprocess)
     with device_scope(config.dtype, wide_sums=True) as side:
-        context = jax.device_put(given, side.home)
+        context = jax.device_put(given, side.home) if mesh is None else _spread(given, mesh)
     return Prepared(problem, context, given, held_rows, x, y, classes, identity)
+
+
+def _spread(given: Context, mesh: Mesh) -> Context:
+    """What the steps read, on all devices: of G some columns on each, filled up with zeros."""
+    source, same = given.source, NamedSharding(mesh, SAME)
+    if isinstance(source, Quadratic):
+        more = (0, -len(source.gram) % mesh.size)
+        gram, cross = np.pad(source.gram, (more, more)), np.pad(source.cross, (more, (0, 0)))
+        means = None if source.means is None else (np.pad(source.means[0], more), source.means[1])
+        gram = jax.device_put(gram, NamedSharding(mesh, COLUMNS))
+        rest = jax.device_put((cross, source.trace, means), same)
+        source = Quadratic(gram, *rest)
+    else:
+        source = jax.device_put(source, same)
+    phi, preprocess = jax.device_put((given.phi, given.preprocess), same)
+    return Context(phi, source, preprocess)
 
 
 def _hashable(kernel: Any) -> Kernel:
@@ -217,13 +237,15 @@ def _rows(
     if phi is None:
         return x[order].astype(dtype, copy=False)
     features = np.empty((len(order), phi.num_features), dtype)
-    size = chunk_rows(phi.num_features, len(order))
-    chunks, done = ((x[order[i : i + size]],) for i in range(0, len(order), size)), 0
-    title = "features" if progress else None
-    for (chunk,), mask in padded(chunks, size, total=len(order), progress=title):
-        number = int(mask.sum())
-        features[done : done + number] = _embed(phi, chunk.astype(dtype, copy=False))[:number]
-        done += number
+    with device_scope(dtype, wide_sums=True) as side:
+        size, phi = side.whole_rows(chunk_rows(phi.num_features, len(order))), side.everywhere(phi)
+        chunks, done = ((x[order[i : i + size]],) for i in range(0, len(order), size)), 0
+        title = "features" if progress else None
+        for (chunk,), mask in padded(chunks, size, total=len(order), progress=title):
+            number = int(mask.sum())
+            block = _embed(phi, side.by_row(chunk.astype(dtype, copy=False)))
+            features[done : done + number] = np.asarray(block)[:number]
+            done += number
     return features
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from jaxdistill.kip.config import KipConfig
 from jaxdistill.kip.problem import Context, Problem
+from jaxdistill.numerics.mesh import SAME
 
 State = dict[str, Any]
 
@@ -78,4 +80,7 @@ def run_block(
             "losses": state["losses"].at[state["step"]].set(loss.astype(state["losses"].dtype)),
         }
 
-    return jax.lax.while_loop(lambda s: s["step"] < stop, step, state)
+    state = jax.lax.while_loop(lambda s: s["step"] < stop, step, state)
+    if problem.mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, NamedSharding(problem.mesh, SAME))

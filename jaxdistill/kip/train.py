@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg  # noqa: F401 - jaxlib's LAPACK is scipy's: only what is loaded can be limited
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
@@ -30,8 +32,10 @@ from jaxdistill.kip.start import starting_points
 from jaxdistill.kip.steps import State, coefficients, finish, predict, run_block
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.keys import checked_key
+from jaxdistill.numerics.mesh import SAME, mesh_of
 from jaxdistill.numerics.pace import Pace
-from jaxdistill.numerics.placement import device_scope, float64_scope, moving_arrays
+from jaxdistill.numerics.placement import chosen_mesh, device_scope, float64_scope, moving_arrays, over
+from jaxdistill.numerics.processes import refuse_shares
 from jaxdistill.ridge.kernel_fit import KernelModel
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.residual import recorded
@@ -52,6 +56,7 @@ def train(
     preprocess: AbstractPreprocess | None = None,
     class_names: tuple[str, ...] | None = None,
     checkpoint: str | Path | None = None,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> KipResult:
     """Train a small set by gradient descent on its inputs: kernel inducing points (KIP).
@@ -75,6 +80,9 @@ def train(
         class_names: Names of the k outputs, kept in the sets.
         checkpoint: Folder of checkpoints. A run that finds its own there goes on from it, and ends bit
             for bit as if it had never stopped.
+        mesh: Devices that share every step, as of :func:`~jaxdistill.make_mesh`: all of them, whatever its
+            axes, the columns of features and moments, or else the rows of the targets. Default: one device,
+            since a step is short, and what several say to each other takes longer than a small one.
         progress: Whether to show bars.
 
     Returns:
@@ -108,8 +116,11 @@ def train(
     numbers = range(config.seeds)
     start_keys = [jax.random.fold_in(key_start, s) for s in numbers]
     step_keys = jnp.stack([jax.random.fold_in(key_steps, s) for s in numbers])
-    with device_scope(config.dtype, wide_sums=True) as side:
-        prepared = prepare(model, x, y, config, validation, preprocess, key_data, progress)
+    with over(mesh), device_scope(config.dtype, wide_sums=True) as side:
+        refuse_shares("a KIP run")
+        several = chosen_mesh() is not None and len(side.devices) > 1
+        shared = mesh_of(side.devices) if several else None
+        prepared = prepare(model, x, y, config, validation, preprocess, key_data, progress, shared)
         if config.labels == "solved" and config.ridge == 0 and prepared.context.phi is not None:
             _check_solvable(config, prepared)
         level = prepared.problem.intercept
@@ -118,6 +129,8 @@ def train(
         identity = config.describe() | prepared.identity | {"key": np.asarray(key).tolist()}
         if not side.wide:
             identity["factorisations"] = "float32"
+        if shared is not None:  # sums of other parts differ in their last bits
+            identity["devices"] = shared.size
         saving = nullcontext() if checkpoint is None else Checkpoints(checkpoint, identity)
         # Two pools of threads fight for the same cores: on a busy machine a Cholesky factor of 500 x 500 took
         # 230 ms by OpenBLAS with two threads, and 3 ms with one. JAX's own products keep all cores.
@@ -190,6 +203,8 @@ class _Run:
         host = state["host"]
         # Copies: the block is given its memory, and an optimiser's state may share that of the inputs.
         device = jax.tree.map(lambda a: jnp.array(a, copy=True), state["device"])
+        if self.problem.mesh is not None:
+            device = jax.device_put(device, NamedSharding(self.problem.mesh, SAME))
         step = int(state["device"]["step"])
         begun = perf_counter()
         device = self.advance(device, step)  # no step: compilation, which is kept for the next run like it
@@ -306,11 +321,14 @@ def _result(
     chosen = host["best"] if config.patience is not None and host["evaluations"] else device["params"]
     found = []
     with float64_scope() as where:
-        context = run.context if run.wide else jax.device_put(run.prepared.given, where.home)
+        problem, context = run.problem, run.context
+        if not run.wide:  # the host alone
+            problem = replace(problem, mesh=None)
+            context = jax.device_put(run.prepared.given, where.home)
         for number in range(config.seeds):
             x = np.asarray(chosen["x"][number])
             exact = {name: jnp.asarray(value[number], jnp.float64) for name, value in chosen.items()}
-            y, lam = finish(run.problem, exact, np.asarray(run.labels[number]), context)
+            y, lam = finish(problem, exact, np.asarray(run.labels[number]), context)
             found.append((x, np.asarray(y), float(lam)))
             if not np.all(np.isfinite(found[-1][1])):
                 raise DivergenceError(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxdistill.errors import InputError
 
 # Rows of data are split over the first axis, and where there is a second, columns of features over it.
 DATA, FEATURES = "data", "features"
+
+# Arrays of which every device has some rows, some columns, or a copy, whatever the axes of the mesh.
+EACH, COLUMNS, SAME = PartitionSpec((DATA, FEATURES)), PartitionSpec(None, (DATA, FEATURES)), PartitionSpec()
 
 
 def make_mesh(data: int | None = None, features: int = 1) -> Mesh:
@@ -90,6 +94,29 @@ def checked_mesh(mesh: Any) -> Mesh:
             f"'{DATA}' axis into one process"
         )
     return whole
+
+
+def on_each(mesh: Mesh | None, work: Callable[..., Any], given: Any, made: Any) -> Callable[..., Any]:
+    """A pure function that all devices run on their own parts of arrays, inside one compiled program.
+
+    Each runs what one device alone would, so that what loops over blocks of its inputs is split too: left to
+    itself, the compiler gives every device the whole of such a loop.
+
+    Args:
+        mesh: The devices; None for one, which has all.
+        work: Function of the parts that one device has, whose first axes are as long on all of them.
+        given: :data:`EACH` or :data:`SAME` for every argument.
+        made: The same for the result.
+
+    Example:
+        >>> mesh = mesh_of(tuple(jax.local_devices()))
+        >>> jax.jit(on_each(mesh, lambda a: a + 1, (EACH,), EACH))(np.arange(mesh.size))[0].item()
+        1
+    """
+    if mesh is None:
+        return work
+    # Unchecked: loops that were not written for a mesh do not say over which axes their values differ.
+    return jax.shard_map(work, mesh=mesh, in_specs=given, out_specs=made, check_vma=False)
 
 
 def local_part(mesh: Mesh) -> tuple[tuple[Any, ...], int]:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdistill.errors import InputError, MemoryBudgetError
 from jaxdistill.numerics.memory import device_bytes, format_bytes
-from jaxdistill.numerics.mesh import DATA, checked_mesh, local_part, mesh_of
+from jaxdistill.numerics.mesh import DATA, EACH, SAME, checked_mesh, local_part, mesh_of
 from jaxdistill.numerics.names import check_choice
 
 VARIABLE = "JAXDISTILL_FLOAT64"
@@ -275,9 +275,14 @@ class Side(NamedTuple):
         return tuple(self.mesh.devices.flat)
 
     @property
+    def far(self) -> bool:
+        """Whether the devices are accelerators, which rows have to cross to."""
+        return self.devices[0].platform != "cpu"
+
+    @property
     def ahead(self) -> int:
         """Chunks to send before they are used: to an accelerator many go side by side at the full rate."""
-        return 0 if self.devices[0].platform == "cpu" else 6
+        return 6 if self.far else 0
 
     def whole_rows(self, size: int) -> int:
         """A number of rows, or as many more as it takes for every device to have equally many."""
@@ -286,14 +291,20 @@ class Side(NamedTuple):
 
     def everywhere(self, tree: Any) -> Any:
         """Copies of arrays on all of the devices."""
+        return self._placed(tree, SAME)
+
+    def each(self, tree: Any) -> Any:
+        """Arrays of whose rows every device has a part, whatever the axes of the mesh."""
+        return self._placed(tree, EACH)
+
+    def _placed(self, tree: Any, spec: PartitionSpec) -> Any:
         alone = len(self.devices) == 1
-        return jax.device_put(tree, self.home if alone else NamedSharding(self.mesh, PartitionSpec()))
+        return jax.device_put(tree, self.home if alone else NamedSharding(self.mesh, spec))
 
     def by_row(self, tree: Any) -> Any:
         """Arrays whose rows are split over the devices; a single one of the CPU takes them as they are."""
         if len(self.devices) == 1:
-            first = self.devices[0]
-            return tree if first.platform == "cpu" else jax.device_put(tree, first)
+            return jax.device_put(tree, self.devices[0]) if self.far else tree
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec(DATA)))
 
 

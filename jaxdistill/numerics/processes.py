@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdistill.errors import ProcessError
+from jaxdistill.errors import InputError, ProcessError
 from jaxdistill.numerics.mesh import one_per_process
 from jaxdistill.numerics.placement import chosen_mesh
 
@@ -21,6 +21,19 @@ def shared_mesh() -> Mesh | None:
     """The user's mesh where it spans several processes, else None: then there is nothing to sum."""
     mesh = chosen_mesh()
     return mesh if mesh is not None and len(one_per_process(mesh).devices) > 1 else None
+
+
+def refuse_shares(what: str) -> None:
+    """Raise where the mesh spans several processes, for what none of them can do with its share alone.
+
+    Raises:
+        InputError: names it, and the mesh that serves.
+    """
+    if shared_mesh() is not None:
+        raise InputError(
+            f"{what} needs all examples in one process, and the mesh spans several; give it the devices of "
+            "this one: mesh=jax.sharding.Mesh(jax.local_devices(), ('data',))"
+        )
 
 
 def gathered(array: Any) -> np.ndarray:

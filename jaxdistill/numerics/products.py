@@ -82,8 +82,12 @@ def products_of(asked: Any) -> Products:
         ) from None
 
 
-def check_products(products: Products) -> None:
+def check_products(products: Products, cure: str = "use float32") -> None:
     """Raise where the devices do not have a precision: a CPU multiplies parts of 8 bits in float32.
+
+    Args:
+        products: The precision.
+        cure: What serves instead.
 
     Raises:
         InputError: names what serves instead.
@@ -98,7 +102,7 @@ def check_products(products: Products) -> None:
             reason = " ".join(str(error).split())[:100]
         else:
             return
-    raise InputError(f"{products.name} products are not to be had here ({reason}); use float32")
+    raise InputError(f"{products.name} products are not to be had here ({reason}); {cure}")
 
 
 def measured_errors() -> dict[str, float | None]:

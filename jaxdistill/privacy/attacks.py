@@ -135,7 +135,7 @@ def attack_set(
     return AttackReport(
         loss=score_attack(*losses),
         likelihood_ratio=ratio,
-        reconstruction=_reconstruct(small, *(one.x for one in sources)),
+        reconstruction=_reconstruct(small, *(one.arrays()[0] for one in sources)),
         label=label_guess(*((f, one.y) for f, one in zip(outputs, sources, strict=True)))
         if classes
         else None,

@@ -234,7 +234,7 @@ def _tuned(
     """The multiple of a penalty that was drawn by how well its weights answer on the data."""
     candidates = penalty * FACTORS
     weights = np.stack([np.asarray(in_float64(path_weights, path, one)) for one in candidates])
-    scores = score_weights(features, source.x, source.y, weights, classes=kind is not TargetKind.REAL)
+    scores = score_weights(features, *source.arrays(), weights, classes=kind is not TargetKind.REAL)
     price = choice_price(budget.epsilon).epsilon
     return float(candidates[exponential_choice(scores, price, budget.neighbours)])
 

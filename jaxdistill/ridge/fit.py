@@ -18,7 +18,8 @@ from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import require_memory, return_freed_memory
 from jaxdistill.numerics.placement import moving_arrays, on_accelerator, over
 from jaxdistill.numerics.processes import shared_mesh
-from jaxdistill.numerics.products import Products, products_of
+from jaxdistill.numerics.products import Products, check_products, products_of
+from jaxdistill.ridge.crossing import Kept
 from jaxdistill.ridge.definite import CholeskyFactor, factor_definite
 from jaxdistill.ridge.model import RidgeModel
 from jaxdistill.ridge.moments import Moments, accumulate_moments
@@ -54,13 +55,12 @@ class _Problem:
     products: Products
     progress: bool = False
 
-    def moments(self) -> Moments:
+    def moments(self, kept: Kept | None = None) -> Moments:
         """Sums over the source; with an intercept, about a point amid the data."""
         if isinstance(self.source, MomentsSource):
             return self.source.moments if self.intercept else self.source.moments.about(0.0, 0.0)
-        return accumulate_moments(
-            self.features, self.source, dtype=self.products, shifted=self.intercept, progress=self.progress
-        )
+        told = {"dtype": self.products, "shifted": self.intercept, "progress": self.progress}
+        return accumulate_moments(self.features, self.source, kept=kept, **told)
 
 
 @moving_arrays()
@@ -95,9 +95,11 @@ def fit_ridge(
 
     Args:
         features: Feature map phi, d -> p.
-        x: Inputs, shape (n, d), as the feature map sees them. Or, with y left out, a stream of chunks
-            ``(x, y)`` that need not fit into memory: :func:`~jaxdistill.data.stored.open_rows` of files, an
-            iterable, or a function that returns a fresh iterator. Or the ``source()`` of saved moments.
+        x: Inputs, shape (n, d), as the feature map sees them; of images in uint8
+            :class:`~jaxdistill.data.pixels.Pixels`, which cross to an accelerator so. Or, with y left out, a
+            stream of chunks ``(x, y)`` that need not fit into memory:
+            :func:`~jaxdistill.data.stored.open_rows` of files, an iterable, or a function that returns a
+            fresh iterator. Or the ``source()`` of saved moments.
         y: Targets, shape (n, k): one-hot rows, centred one-hot rows, or real values.
         lam: Penalty, or "auto" to choose it among ``lams``: by the share of wrong answers for one-hot
             targets, by the mean squared error for real ones.
@@ -230,7 +232,7 @@ def factor_bytes(num_rows: int, num_features: int) -> int:
     return 8 * (5 * min(n, p) ** 2 + 2 * p**2) + 4 * chunk_bytes(p) + (8 * 2 * n * p if n < p else 0)
 
 
-def _moments(problem: _Problem) -> Moments:
+def _moments(problem: _Problem, kept: Kept | None = None) -> Moments:
     """Moments of what is fitted, after a look at the memory that their factorisation takes."""
     p = problem.features.num_features
     n = p if problem.source.num_rows is None else problem.source.num_rows
@@ -240,7 +242,7 @@ def _moments(problem: _Problem) -> Moments:
         f"factorising a {side} x {side} Gram matrix of {p} features in float64",
         "use fewer features, fewer examples, or a machine with more memory",
     )
-    moments = problem.moments()
+    moments = problem.moments(kept)
     if problem.intercept:
         moments = moments.centred()
     # Chunks of the pass, and what its sums took beside G; on an accelerator that is not the host's memory.
@@ -268,6 +270,9 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
     train, held, intercept = problem, problem.source, problem.intercept
     if isinstance(validation, tuple):
         held = problem.source.like(*validation, name="validation ")
+        if isinstance(problem.source, MomentsSource):  # whose own were formed elsewhere
+            cure = "choose lam without data held out: validation='generalised', or give lam"
+            check_products(problem.products, cure)
     elif validation not in ("leave-one-out", "generalised"):
         if isinstance(validation, str):
             raise InputError(
@@ -276,7 +281,9 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         rest, held = problem.source.hold_out(validation, key)
         train = dataclasses.replace(problem, source=rest)
     method = "leave-one-out" if held is problem.source else "validation"
-    moments = _moments(train)
+    # Rows that are read twice: for moments, and for the scores.
+    kept = Kept()
+    moments = _moments(train, kept if held is train.source else None)
     path = _path(train, moments)
     scaled = isinstance(path, ScaledFactor)
     inner = path.path if isinstance(path, ScaledFactor) else path
@@ -294,6 +301,7 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         centre=moments if intercept else None,
         classes=problem.source.target_kind is not TargetKind.REAL,
         dtype=np.dtype(np.float64) if interpolates or scaled else problem.products.dtype,
+        kept=kept,
         progress=problem.progress,
     )
     lam = selection.lam
@@ -301,7 +309,7 @@ def _fit_auto(problem: _Problem, validation: Validation, lams: np.ndarray, key: 
         return _model(problem, lam, moments, path, selection)
 
     # About zero both add as they are; moving sums about another point costs several passes over G.
-    more = dataclasses.replace(problem, source=held, progress=False).moments()
+    more = dataclasses.replace(problem, source=held, progress=False).moments(kept)
     everything = moments.merge(more).centred() if intercept else moments.plus(more)
     if not isinstance(path, ScaledFactor):
         definite = moments.count >= problem.features.num_features and path.eigenvalues[0] > path.resolution

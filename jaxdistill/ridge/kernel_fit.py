@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxdistill.errors import InputError, KernelError, PenaltyError
@@ -21,7 +22,8 @@ from jaxdistill.numerics.keys import checked_key
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.memory import available_bytes, require_memory
 from jaxdistill.numerics.names import check_choice
-from jaxdistill.numerics.placement import float64_scope, moving_arrays
+from jaxdistill.numerics.placement import float64_scope, moving_arrays, over
+from jaxdistill.numerics.processes import refuse_shares
 from jaxdistill.ridge.conjugate_gradients import Preconditioner, conjugate_gradients, not_positive
 from jaxdistill.ridge.fit import LAMS, Validation, check_penalty
 from jaxdistill.ridge.kernel_selection import choose_penalty
@@ -98,20 +100,24 @@ class KernelModel:
         return float(np.sum(self.alpha * self.fitted))
 
     @moving_arrays()
-    def predict(self, x: Any, *, dtype: Any = None, progress: bool = False) -> Float[np.ndarray, "t k"]:
+    def predict(
+        self, x: Any, *, dtype: Any = None, mesh: Mesh | None = None, progress: bool = False
+    ) -> Float[np.ndarray, "t k"]:
         """Predictions in tiles.
 
         Args:
             x: Inputs, shape (t, d).
             dtype: Precision of the kernel; default that of x.
+            mesh: Devices that share the rows, as for :func:`~jaxdistill.fit_ridge`.
             progress: Whether to show a bar.
 
         Raises:
             InputError: inputs of another shape or type.
         """
         x = check_inputs("x", x, self.x.shape[1])
-        operator = TiledKernel.of(self.kernel, x, self.x, dtype=dtype or x.dtype, progress=progress)
-        outputs = operator.matmul(self.alpha)
+        with over(mesh):
+            operator = TiledKernel.of(self.kernel, x, self.x, dtype=dtype or x.dtype, progress=progress)
+            outputs = operator.matmul(self.alpha)
         return outputs if self.intercept is None else outputs + self.intercept
 
 
@@ -132,6 +138,7 @@ def fit_kernel_ridge(
     dtype: Any = None,
     memory: float | None = None,
     key: Array | None = None,
+    mesh: Mesh | None = None,
     progress: bool = False,
 ) -> KernelModel:
     """Train ``f(x) = k(x, X) alpha`` with ``alpha = (K + lam I)^-1 Y``.
@@ -159,13 +166,15 @@ def fit_kernel_ridge(
         dtype: Precision of the tiles of "cg"; default that of x. Cholesky is always float64.
         memory: Bytes that the solve may take; default what is free.
         key: Random key, for what is drawn.
+        mesh: Devices that share the tiles, as for :func:`~jaxdistill.fit_ridge`; default all of this process.
         progress: Whether to show bars.
 
     Returns:
         The model, with the residual that was reached.
 
     Raises:
-        InputError: shapes, types or values that do not fit, or a key that is missing.
+        InputError: shapes, types or values that do not fit, a key that is missing, or a mesh of several
+            processes, of which each would have to hold all examples.
         PenaltyError: a penalty that is negative or not finite, or zero where "cg" needs a positive one.
         KernelError: the matrix is not positive definite (its eigenvalue is named), or the tolerance was not
             reached.
@@ -185,61 +194,65 @@ def fit_kernel_ridge(
     check_choice("solver", solver, SOLVERS)
     if key is not None:
         checked_key(key)
-    x, y = _checked(x, y)
-    n = len(x)
-    if intercept and n < 2:
-        raise InputError("one example fixes an intercept and nothing else; give at least 2")
-    selection = None
-    if lam == "auto":
-        selection = choose_penalty(kernel, x, y, validation, lams, key, progress, intercept=intercept)
-        lam = selection.lam
-    lam = check_penalty("lam", lam)
-    size, budget = _COPIES * 8 * n * n, available_bytes() if memory is None else memory
-    if solver == "auto":
-        solver = "cholesky" if size <= budget else "cg"
-    if solver == "cholesky":
-        require_memory(
-            size, f"a Cholesky factor of {n} x {n} in float64", "use solver='cg' or fewer examples"
-        )
-        alpha, fitted, residual = _by_cholesky(kernel, x, y, lam, intercept, progress)
-        steps = 0
-    else:
-        if lam == 0:
-            raise PenaltyError(
-                "lam is 0; conjugate gradients need a positive penalty, or use solver='cholesky'"
+    with over(mesh):
+        refuse_shares("a kernel fit")
+        x, y = _checked(x, y)
+        n = len(x)
+        if intercept and n < 2:
+            raise InputError("one example fixes an intercept and nothing else; give at least 2")
+        selection = None
+        if lam == "auto":
+            selection = choose_penalty(kernel, x, y, validation, lams, key, progress, intercept=intercept)
+            lam = selection.lam
+        lam = check_penalty("lam", lam)
+        size, budget = _COPIES * 8 * n * n, available_bytes() if memory is None else memory
+        if solver == "auto":
+            solver = "cholesky" if size <= budget else "cg"
+        if solver == "cholesky":
+            require_memory(
+                size, f"a Cholesky factor of {n} x {n} in float64", "use solver='cg' or fewer examples"
             )
-        if key is None:
-            raise InputError("the preconditioner is drawn at random; pass key=jax.random.key(...)")
-        rank = min(_MOST_RANK, -(-n // 10)) if rank is None else rank
-        found = pivoted_cholesky(kernel, x, rank, key=jax.random.fold_in(key, 1), progress=progress)
-        # Tiles take what the factor leaves, and not more than full speed needs.
-        spare = None if memory is None else max(memory - 24 * n * rank, 0)
-        operator = TiledKernel.of(kernel, x, dtype=dtype, memory=spare, progress=progress)
-        with float64_scope():
-            factor = found.factor - found.factor.mean(axis=0) if intercept else found.factor
-            del found
-            preconditioner = Preconditioner.of(factor, lam)
-            limits = {"tolerance": tolerance, "max_steps": max_steps, "progress": progress}
-            solution = conjugate_gradients(operator, y, lam, preconditioner, intercept=intercept, **limits)
-        alpha, fitted = solution.alpha, solution.product
-        residual, steps = solution.residual, solution.steps
-    precision = np.float64 if steps == 0 else dtype or x.dtype
-    trace = float(np.sum(kernel_diagonal(kernel, x)))
-    return KernelModel(
-        kernel=kernel,
-        x=x,
-        alpha=alpha,
-        fitted=fitted,
-        lam=lam,
-        selection=selection,
-        target_kind=detect_targets(y),
-        solver=solver,
-        residual=residual,
-        residual_tolerance=_residual_tolerance(y, alpha, trace + lam, precision),
-        steps=steps,
-        resolution=_resolution(trace, alpha, fitted, precision),
-        intercept=np.mean(y - fitted, axis=0) if intercept else None,
-    )
+            alpha, fitted, residual = _by_cholesky(kernel, x, y, lam, intercept, progress)
+            steps = 0
+        else:
+            if lam == 0:
+                raise PenaltyError(
+                    "lam is 0; conjugate gradients need a positive penalty, or use solver='cholesky'"
+                )
+            if key is None:
+                raise InputError("the preconditioner is drawn at random; pass key=jax.random.key(...)")
+            rank = min(_MOST_RANK, -(-n // 10)) if rank is None else rank
+            found = pivoted_cholesky(kernel, x, rank, key=jax.random.fold_in(key, 1), progress=progress)
+            # Tiles take what the factor leaves, and not more than full speed needs.
+            spare = None if memory is None else max(memory - 24 * n * rank, 0)
+            operator = TiledKernel.of(kernel, x, dtype=dtype, memory=spare, progress=progress)
+            with float64_scope():
+                factor = found.factor - found.factor.mean(axis=0) if intercept else found.factor
+                del found
+                preconditioner = Preconditioner.of(factor, lam)
+                limits = {"tolerance": tolerance, "max_steps": max_steps, "progress": progress}
+                solution = conjugate_gradients(
+                    operator, y, lam, preconditioner, intercept=intercept, **limits
+                )
+            alpha, fitted = solution.alpha, solution.product
+            residual, steps = solution.residual, solution.steps
+        precision = np.float64 if steps == 0 else dtype or x.dtype
+        trace = float(np.sum(kernel_diagonal(kernel, x)))
+        return KernelModel(
+            kernel=kernel,
+            x=x,
+            alpha=alpha,
+            fitted=fitted,
+            lam=lam,
+            selection=selection,
+            target_kind=detect_targets(y),
+            solver=solver,
+            residual=residual,
+            residual_tolerance=_residual_tolerance(y, alpha, trace + lam, precision),
+            steps=steps,
+            resolution=_resolution(trace, alpha, fitted, precision),
+            intercept=np.mean(y - fitted, axis=0) if intercept else None,
+        )
 
 
 def _residual_tolerance(y: np.ndarray, alpha: np.ndarray, size: float, dtype: Any) -> float:

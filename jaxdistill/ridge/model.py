@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from jaxdistill.data.pixels import Pixels
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
@@ -20,10 +21,11 @@ from jaxdistill.numerics.names import check_choice
 from jaxdistill.numerics.pace import late
 from jaxdistill.numerics.placement import device_scope, moving_arrays, over
 from jaxdistill.numerics.pytrees import register_pytree
+from jaxdistill.ridge.crossing import Crossing
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.residual import ModelResidual, model_residual
 from jaxdistill.ridge.selection import LamSelection
-from jaxdistill.ridge.source import chunk_rows, padded, row_chunks
+from jaxdistill.ridge.source import chunk_rows, padded, row_chunks, unprepared
 from jaxdistill.ridge.targets import TargetKind
 
 
@@ -263,18 +265,21 @@ def predict(
     progress: bool = False,
 ) -> np.ndarray:
     """Evaluate ``phi(x) B``, with an intercept ``phi(x) B + b``, in batches, in the precision of ``x``."""
-    x = as_floats("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
+    if not isinstance(x, Pixels):
+        x = as_floats("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
     if x.ndim != 2 or x.shape[1] != features.num_inputs:
         raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
     parts: Iterable[np.ndarray]
     with over(mesh), device_scope(x.dtype) as side:
         size = side.whole_rows(chunk_rows(features.num_features, max(len(x), 1)))
-        chunks = padded(row_chunks(x, size), size, total=len(x), progress="predict" if progress else None)
+        rows, preprocess = unprepared(x) if side.far else (x, None)
+        chunks = padded(row_chunks(rows, size), size, total=len(x), progress="predict" if progress else None)
+        across = Crossing(side, x.dtype, preprocess)
         weights = np.asarray(weights, x.dtype)
         level = np.zeros(weights.shape[1]) if intercept is None else intercept
         level = np.asarray(level, x.dtype)
         fixed = side.everywhere((features, weights, level))
-        blocks = late((side.by_row(chunk[0]) for chunk, _ in chunks), side.ahead)
-        outputs = (_predict_chunk(*fixed, block) for block in blocks)
+        sent = (side.by_row(across(chunk[0])) for chunk, _ in chunks)
+        outputs = (_predict_chunk(*fixed, block) for block in late(sent, side.ahead))
         parts = [np.asarray(part) for part in late(outputs)]
     return np.concatenate([*parts, np.zeros((0, weights.shape[1]), x.dtype)])[: len(x)]

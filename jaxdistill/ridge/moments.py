@@ -24,7 +24,8 @@ from jaxdistill.numerics.processes import gathered, summed
 from jaxdistill.numerics.products import check_products, products_of
 from jaxdistill.numerics.pytrees import register_pytree
 from jaxdistill.numerics.two_sum import TwoSum, add_all
-from jaxdistill.ridge.source import AbstractSource, padded
+from jaxdistill.ridge.crossing import Kept, crossing
+from jaxdistill.ridge.source import AbstractSource
 from jaxdistill.ridge.sums import column_sums, mean_of, target_gram, target_gram_on_host
 
 
@@ -323,7 +324,7 @@ class _Accumulator:
         self.sums: Any = None
         self.wide, self.own = side.wide, self.zeros
 
-    def begin(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
+    def begin(self, x: Any, y: np.ndarray, mask: np.ndarray, shifted: bool) -> None:
         """Choose the point that sums are about, from the first chunk; that of the first process for all."""
         if shifted:
             s, t = _middle(self.features, *self.side.by_row((x, mask))), mean_of(y, mask)
@@ -344,7 +345,7 @@ class _Accumulator:
             self.shift = jax.device_put(self.own.feature_shift.astype(np.float32), place)
         self.sums = jax.device_put(sums, place if self.split is None else self.split.of(sums))
 
-    def send(self, x: np.ndarray, y: np.ndarray, mask: np.ndarray, shifted: bool) -> tuple[Any, Any]:
+    def send(self, x: Any, y: np.ndarray, mask: np.ndarray, shifted: bool) -> tuple[Any, Any]:
         """A chunk on its way to the devices, and the sums that the host makes of it where they may not."""
         if self.sums is None:
             self.begin(x, y, mask, shifted)
@@ -396,6 +397,7 @@ def accumulate_moments(
     dtype: Any = np.float32,
     shifted: bool = False,
     begin: Moments | None = None,
+    kept: Kept | None = None,
     each: Callable[[Callable[[], Moments]], None] | None = None,
     progress: bool = False,
 ) -> Moments:
@@ -410,6 +412,7 @@ def accumulate_moments(
             :mod:`jaxdistill.numerics.products`.
         shifted: Whether to sum about the means of the first chunk, as an intercept needs it.
         begin: Moments of the first rows, whole chunks of them, where a pass that was killed goes on.
+        kept: Inputs that stay on an accelerator for another pass; default none.
         each: Called after every chunk with what reads the moments so far back.
         progress: Whether to show a bar.
 
@@ -423,14 +426,13 @@ def accumulate_moments(
     check_products(products)
     dtype = products.dtype
     start = 0 if begin is None else int(begin.count)
-    total = None if source.num_rows is None else source.num_rows - start
     with device_scope(dtype, wide_sums=True) as side:
         sums = _Accumulator(features, source.num_targets, side, products.precision)
         if begin is not None:
             sums.go_on(begin)
-        size, bar = side.whole_rows(source.chunk_size), "moments" if progress else None
-        chunks = padded(source.chunks(start), size, total=total, progress=bar)
-        sent = (sums.send(x.astype(dtype, copy=False), y, mask, shifted) for (x, y), mask in chunks)
+        bar = "moments" if progress else None
+        chunks = crossing(source, side, dtype, start=start, kept=kept, progress=bar)
+        sent = (sums.send(x, y, mask, shifted) for (x, y), mask in chunks)
         for block in late(sent, side.ahead):
             sums.add(*block)
             if each is not None:

@@ -19,8 +19,9 @@ from jaxdistill.numerics.placement import device_scope, float64_scope
 from jaxdistill.numerics.processes import summed
 from jaxdistill.numerics.products import products_of
 from jaxdistill.numerics.pytrees import register_pytree
+from jaxdistill.ridge.crossing import Kept, crossing
 from jaxdistill.ridge.moments import Moments
-from jaxdistill.ridge.source import AbstractSource, padded
+from jaxdistill.ridge.source import AbstractSource
 
 
 @final
@@ -115,6 +116,7 @@ def score_penalties(
     centre: Moments | None = None,
     classes: bool,
     dtype: Any,
+    kept: Kept | None = None,
     progress: bool = False,
 ) -> LamSelection:
     """Score every penalty on the given examples, in one pass over them.
@@ -133,6 +135,7 @@ def score_penalties(
         centre: Moments of the training data about their means, for a model with an intercept.
         classes: Whether the largest target is the class.
         dtype: Precision of features and predictions.
+        kept: As for :func:`~jaxdistill.ridge.moments.accumulate_moments`, of these examples.
         progress: Whether to show a bar.
 
     Returns:
@@ -149,11 +152,11 @@ def score_penalties(
         fixed: list[Any] = [jnp.asarray(a, dtype) for a in (path.basis, filters, path.projected)]
         fixed += [tuple(jnp.asarray(a, dtype) for a in means), jnp.asarray(base, dtype)]
         features, fixed = side.everywhere((features, fixed))
-        size, bar = side.whole_rows(source.chunk_size), method if progress else None
+        chunks = crossing(source, side, dtype, kept=kept, progress=method if progress else None)
 
         def blocks() -> Iterator[tuple[list[Array], int]]:
-            for arrays, mask in padded(source.chunks(), size, total=source.num_rows, progress=bar):
-                yield side.by_row([a.astype(dtype, copy=False) for a in (*arrays, mask)]), int(mask.sum())
+            for (x, y), mask in chunks:
+                yield side.by_row([x, *(a.astype(dtype, copy=False) for a in (y, mask))]), int(mask.sum())
 
         scores = (
             (_score_chunk(left_out, features, *fixed, *block), number)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxdistill.errors import InputError, ProcessError
 from jaxdistill.numerics.processes import gathered
-from jaxdistill.ridge.source import AbstractSource
+from jaxdistill.ridge.source import AbstractSource, Unprepared
 from jaxdistill.ridge.targets import TargetKind
 
 _KINDS = tuple(TargetKind)
@@ -93,6 +93,10 @@ class SharedSource(AbstractSource):
     def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of this process."""
         return self.own.chunks(start)
+
+    def unprepared(self, start: int = 0) -> Unprepared:
+        """The same, of images in uint8 as bytes."""
+        return self.own.unprepared(start)
 
     def arrays(self) -> NoReturn:
         """Refused: no process has all rows.

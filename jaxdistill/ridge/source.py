@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from jaxdistill.data.pixels import Pixels
+from jaxdistill.data.preprocess import Identity, Standardize
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.arrays import as_floats
 from jaxdistill.numerics.keys import host_generator
@@ -27,6 +29,10 @@ _DEVICE_BYTES, _DEVICE_ROWS, _SHARE = 2**25, 2048, 256
 
 # What to do about targets that are no floats.
 NO_CLASSES = "turn class numbers into rows with jaxdistill.one_hot, and truth values into floats"
+
+
+# Chunks as they cross to an accelerator, and what makes inputs of them there where they are bytes.
+Unprepared = tuple[Iterator[tuple[np.ndarray, np.ndarray]], Identity | Standardize | None]
 
 
 class AbstractSource(abc.ABC):
@@ -61,6 +67,10 @@ class AbstractSource(abc.ABC):
     @abc.abstractmethod
     def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of consecutive rows, from row ``start`` on; only the last chunk is shorter."""
+
+    def unprepared(self, start: int = 0) -> Unprepared:
+        """The same chunks, of images in uint8 as bytes (c, d); and what makes inputs of these, or None."""
+        return self.chunks(start), None
 
     def hold_out(self, fraction: Any, key: Array | None) -> tuple[AbstractSource, AbstractSource]:
         """Split into a part to train on and a part to judge by; refused where rows are not there by index.
@@ -98,7 +108,7 @@ class ArraySource(AbstractSource):
     """Arrays in memory, all of their rows or some; made by :meth:`of`, which checks them.
 
     Args:
-        x: Inputs, shape (n, d).
+        x: Inputs, shape (n, d); of images in uint8 made only where they are read.
         y: Targets, shape (n, k).
         chunk_size: Rows in a chunk.
         rows: Rows to visit, in order; None for all.
@@ -109,7 +119,7 @@ class ArraySource(AbstractSource):
         [(2, 3)]
     """
 
-    x: Float[np.ndarray, "n d"]
+    x: Float[np.ndarray, "n d"] | Pixels
     y: Float[np.ndarray, "n k"]
     chunk_size: int
     rows: np.ndarray | None = None
@@ -128,7 +138,8 @@ class ArraySource(AbstractSource):
         Raises:
             InputError: shapes or types that do not fit, values that are not finite.
         """
-        x, y = as_floats(f"{name}x", x), as_floats(f"{name}y", y, cure=NO_CLASSES)
+        x = x if isinstance(x, Pixels) else as_floats(f"{name}x", x)
+        y = as_floats(f"{name}y", y, cure=NO_CLASSES)
         if x.ndim != 2 or (num_inputs is not None and x.shape[1] != num_inputs):
             expected = "d" if num_inputs is None else num_inputs
             raise InputError(f"{name}x has shape {x.shape}, expected (n, {expected}) as the features take it")
@@ -170,10 +181,18 @@ class ArraySource(AbstractSource):
 
     def chunks(self, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Inputs and targets of consecutive rows, from row ``start`` on."""
+        return self._chunks_of(self.x, start)
+
+    def unprepared(self, start: int = 0) -> Unprepared:
+        """The same chunks, of images in uint8 as bytes; and what makes inputs of these, or None."""
+        rows, preprocess = unprepared(self.x)
+        return self._chunks_of(rows, start), preprocess
+
+    def _chunks_of(self, x: np.ndarray | Pixels, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for begin in range(start, self.num_rows, self.chunk_size):
             place = slice(begin, begin + self.chunk_size)
             where = place if self.rows is None else self.rows[place]
-            yield self.x[where], self.y[where]
+            yield x[where], self.y[where]
 
     def select(self, rows: np.ndarray) -> Self:
         """Some of the rows, in chunks of the same size, for which everything is compiled already."""
@@ -181,7 +200,8 @@ class ArraySource(AbstractSource):
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """All inputs and targets at once."""
-        return (self.x, self.y) if self.rows is None else (self.x[self.rows], self.y[self.rows])
+        x, rows = np.asarray(self.x), self.rows
+        return (x, self.y) if rows is None else (x[rows], self.y[rows])
 
     def hold_out(self, fraction: Any, key: Array | None) -> tuple[Self, Self]:
         """Split at random into a part to train on and a part to judge by, each in the order of the rows.
@@ -205,14 +225,19 @@ class ArraySource(AbstractSource):
         return self.select(np.sort(order[size:])), self.select(np.sort(order[:size]))
 
 
-def data_dtype_of(rows: np.ndarray) -> np.dtype:
+def unprepared(x: np.ndarray | Pixels) -> tuple[np.ndarray, Identity | Standardize | None]:
+    """Rows as they cross to an accelerator, and what makes inputs of them there, or None."""
+    return (x.bytes, x.preprocess) if isinstance(x, Pixels) else (x, None)
+
+
+def data_dtype_of(rows: np.ndarray | Pixels) -> np.dtype:
     """The coarsest type that holds these numbers.
 
     Example:
         >>> data_dtype_of(np.array([0.5])).name, data_dtype_of(np.array([0.1])).name
         ('float32', 'float64')
     """
-    if rows.dtype == np.float32:
+    if isinstance(rows, Pixels) or rows.dtype == np.float32:
         return rows.dtype
     with np.errstate(over="ignore"):
         narrow = rows.astype(np.float32)
@@ -238,7 +263,7 @@ def chunk_rows(num_features: int, num_rows: int) -> int:
     return -(-rows // devices) * devices
 
 
-def row_chunks(x: np.ndarray, size: int) -> Iterator[tuple[np.ndarray]]:
+def row_chunks(x: np.ndarray | Pixels, size: int) -> Iterator[tuple[np.ndarray]]:
     """Consecutive rows of one array, for what needs no targets."""
     for start in range(0, len(x), size):
         yield (x[start : start + size],)

@@ -11,10 +11,20 @@ from typing import Any, ClassVar, Self, TypeVar, final
 
 import numpy as np
 
+from jaxdistill.data.pixels import Pixels
+from jaxdistill.data.preprocess import Identity, Standardize
 from jaxdistill.data.rows import AbstractRows, ChunkRows, Pair, check_finite_piece, recut
 from jaxdistill.errors import InputError
 from jaxdistill.numerics.arrays import as_floats
-from jaxdistill.ridge.source import NO_CLASSES, AbstractSource, ArraySource, chunk_rows, data_dtype_of
+from jaxdistill.ridge.source import (
+    NO_CLASSES,
+    AbstractSource,
+    ArraySource,
+    Unprepared,
+    chunk_rows,
+    data_dtype_of,
+    unprepared,
+)
 from jaxdistill.ridge.targets import TargetKind, detect_targets
 
 # Chunks that are read before the device asks for them.
@@ -47,6 +57,7 @@ class StreamSource(AbstractSource):
         data_dtype: The coarsest type that holds those of the first piece.
         chunk_size: Rows in a chunk.
         seen: What passes have found.
+        preprocess: What makes inputs of images in uint8, as those of the first piece are.
 
     Example:
         >>> source = StreamSource.of([(np.eye(3), np.ones((3, 1)))] * 2, num_inputs=3, num_features=8)
@@ -66,6 +77,7 @@ class StreamSource(AbstractSource):
     data_dtype: np.dtype
     chunk_size: int
     seen: _Seen
+    preprocess: Identity | Standardize | None = None
 
     @classmethod
     def of(cls, rows: Any, *, num_inputs: int | None, num_features: int) -> Self:
@@ -100,8 +112,8 @@ class StreamSource(AbstractSource):
         n = _MANY if rows.num_rows is None else max(rows.num_rows, 1)
         size = chunk_rows(max(num_features, x.shape[1]), n)
         pending = itertools.chain(read, pieces) if rows.once else None
-        found = data_dtype_of(x)
-        return cls(rows, x.shape[1], y.shape[1], x.dtype, found, size, _Seen(rows.num_rows, pending=pending))
+        told = x.shape[1], y.shape[1], x.dtype, data_dtype_of(x), size, _Seen(rows.num_rows, pending=pending)
+        return cls(rows, *told, unprepared(x)[1])
 
     @property
     def num_rows(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -121,15 +133,26 @@ class StreamSource(AbstractSource):
             InputError: a chunk that does not fit, a value that is not finite, a stream that ends early, or an
                 iterator that is used up.
         """
-        return prefetched(recut(self._checked(start), self.chunk_size), _AHEAD)
+        floats = ((np.asarray(x), y) for x, y in self._checked(start))
+        return prefetched(recut(floats, self.chunk_size), _AHEAD)
 
-    def _checked(self, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pieces in floating point, of the shape and type of the first, with nothing that is not finite."""
+    def unprepared(self, start: int = 0) -> Unprepared:
+        """The same chunks, of images in uint8 as bytes; and what makes inputs of these, or None."""
+        bytes_alone = ((unprepared(x)[0], y) for x, y in self._checked(start))
+        return prefetched(recut(bytes_alone, self.chunk_size), _AHEAD), self.preprocess
+
+    def _checked(self, start: int) -> Iterator[tuple[np.ndarray | Pixels, np.ndarray]]:
+        """Pieces in floats, or of images in uint8, of the shape and type of the first; all is finite."""
         row, target_dtype = start, None
         for number, piece in enumerate(self._pieces(start)):
             x, y = _floats(piece, number)
             if not len(x):
                 continue
+            if unprepared(x)[1] is not self.preprocess:
+                raise InputError(
+                    f"chunk {number}, from row {row} on, is prepared in another way than the first chunk; "
+                    "give all as floats, or all as images in uint8 with one preprocessing"
+                )
             target_dtype = target_dtype or y.dtype
             for name, part, width, dtype in (
                 ("inputs", x, self.num_inputs, self.dtype),
@@ -145,7 +168,8 @@ class StreamSource(AbstractSource):
                         f"chunk {number}, from row {row} on, has {name} of type {part.dtype} and the first "
                         f"chunk {dtype}; give all in one type"
                     )
-                check_finite_piece(name, part, number, row)
+                if not isinstance(part, Pixels):
+                    check_finite_piece(name, part, number, row)
             self.seen.kinds.add(detect_targets(y))
             yield x, y
             row += len(x)
@@ -244,6 +268,8 @@ class _Done(Exception):
     """No item is left."""
 
 
-def _floats(piece: Pair, number: int) -> tuple[np.ndarray, np.ndarray]:
-    x = as_floats(f"chunk {number}, inputs:", piece[0], finite=False)
-    return x, as_floats(f"chunk {number}, targets:", piece[1], finite=False, cure=NO_CLASSES)
+def _floats(piece: Pair, number: int) -> tuple[np.ndarray | Pixels, np.ndarray]:
+    x, y = piece
+    if not isinstance(x, Pixels):
+        x = as_floats(f"chunk {number}, inputs:", x, finite=False)
+    return x, as_floats(f"chunk {number}, targets:", y, finite=False, cure=NO_CLASSES)

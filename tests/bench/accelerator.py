@@ -33,12 +33,14 @@ from stages import Bench, fastest, markdown, timed
 
 import jaxdistill as jd
 from jaxdistill import kip
+from jaxdistill.data.pixels import Pixels
 from jaxdistill.features import Encoder
 from jaxdistill.kernels import NTK
 from jaxdistill.kernels.tiles import TiledKernel, kernel_matrix
 from jaxdistill.networks import make_network
 from jaxdistill.numerics.linalg import in_float64, matmul
 from jaxdistill.numerics.placement import device_scope, float64_scope, on_accelerator
+from jaxdistill.ridge.fit import LAMS
 from jaxdistill.ridge.moments import accumulate_moments
 from jaxdistill.ridge.path import factor_primal
 from jaxdistill.ridge.source import ArraySource
@@ -114,6 +116,14 @@ def load(name: str, quick: bool) -> tuple[str, np.ndarray, np.ndarray, np.ndarra
     return name, x, jd.one_hot(data.y_train[:n], 10, centred=True), t, data.y_test[:tests]
 
 
+def in_bytes(x: np.ndarray) -> Pixels:
+    """Images in uint8, as many and as large."""
+    images = np.clip(128 + 25 * x, 0, 255).astype(np.uint8).reshape(len(x), 1, 1, -1)
+    return Pixels(
+        images, jd.Standardize.from_constants([0.5] * x.shape[1], [0.1] * x.shape[1], images.shape[1:])
+    )
+
+
 def exact(certificate: Any) -> str:
     told = f"error {certificate.relative_weight_error:.0e}, accuracy {certificate.accuracy_distilled:.4f}"
     return f"{'exact' if certificate.exact else 'NOT EXACT'}, {told}"
@@ -127,10 +137,10 @@ def linear_stages(bench: Bench, name: str) -> None:
     source = ArraySource.of(x, y, num_inputs=d, num_features=d)
     product, gram = 2 * n * d * (d + k) / bench.float32, 8 * d * d / bench.back
     rows = slice(0, n, max(1, n // 512))
-    small = ArraySource.of(x[rows], y[rows], num_inputs=d, num_features=d)
 
-    def right(_: Any, products: str = "float32") -> str:
-        wide = x[rows].astype(np.float64)
+    def right(_: Any, products: str = "float32", few: Any = x[rows]) -> str:
+        wide = np.asarray(few, np.float64)
+        small = ArraySource.of(few, y[rows], num_inputs=d, num_features=d)
         found = accumulate_moments(phi, small, dtype=products).gram
         error = np.linalg.norm(found - wide.T @ wide) / np.linalg.norm(found)
         return f"error {error:.0e}" if error < 1e-5 else f"WRONG by {error:.0e}"
@@ -157,10 +167,25 @@ def linear_stages(bench: Bench, name: str) -> None:
         error = np.linalg.norm(left) / np.linalg.norm(moments.gram)
         return f"error {error:.0e}" if error < 1e-10 else f"WRONG by {error:.0e}"
 
+    images = in_bytes(x)
+    bench.stage(
+        f"moments of images in uint8, {title}",
+        partial(accumulate_moments, phi, ArraySource.of(images, y, num_inputs=d, num_features=d)),
+        partial(right, few=in_bytes(x[rows])),
+        max(product, images.bytes.nbytes / bench.copy) + gram,
+    )
     factor = eigh_alone(bench, moments.gram)
     path = partial(in_float64, factor_primal, moments, "float32")
     bench.stage(f"path, {title}", path, decomposed, factor + gram)
     key = jax.random.key(0)
+    scores = 2 * n * d * (d + len(LAMS) * (k + 1)) / bench.float32
+    for name, rows_of, size in (("floats", x, x.nbytes), ("images in uint8", images, images.bytes.nbytes)):
+        bench.stage(
+            f"fit, lam left out, {name}, {title}",
+            lambda rows_of=rows_of: _Held(jd.fit_ridge(phi, rows_of, y, dtype=np.float32)),
+            lambda held: f"solved: {held.value.solution.solved}",
+            max(product + scores, size / bench.copy) + factor + 2 * gram,
+        )
     model = bench.stage(
         f"fit, lam given, {title}",
         lambda: _Held(jd.fit_ridge(phi, x, y, lam=100.0, dtype=np.float32)),

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import jaxdistill as jd
 from jaxdistill.errors import ArtifactError, InputError, OutputError
+from jaxdistill.numerics.products import products_of
 from jaxdistill.ridge import moments
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.sets.saved_moments import SavedMoments, collect_moments
@@ -150,6 +151,17 @@ def test_what_needs_examples_says_so(tmp_path):
         jd.fit_ridge(PHI, source, validation=0.1, key=KEY)
     with pytest.raises(InputError, match="leave y out"):
         jd.fit_ridge(PHI, source, y, lam=1.0)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have such products")
+def test_moments_of_a_gpu_say_how_lam_is_chosen_on_a_cpu(tmp_path):
+    x, y = data(n=300)
+    source = collect_moments(PHI, x, y, path=tmp_path / "m.npz").source()
+    source = replace(source, products=products_of("bfloat16_x3"))
+    with pytest.raises(InputError, match=r"bfloat16_x3 .* held out: validation='generalised', or give lam$"):
+        jd.fit_ridge(PHI, source, validation=data(1, 200))
+    chosen = jd.fit_ridge(PHI, source, validation="generalised")
+    assert chosen.product_dtype == jd.fit_ridge(PHI, source, lam=chosen.lam).product_dtype == "bfloat16_x3"
 
 
 def test_parts_of_two_machines_add_up_to_the_whole(tmp_path):
