@@ -120,9 +120,18 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     own = [method for method in METHODS if method != "boxed"]
     parser.add_argument("--methods", nargs="+", default=own, choices=METHODS, help="default: all but boxed")
     parser.add_argument("--train-steps", type=int, help="of an encoder; default as the data need")
+    parser.add_argument("--learning-rate", type=float, help="of an encoder; default as the data need")
+    parser.add_argument("--weight-decay", type=float, help="of an encoder; default as the data need")
     parser.add_argument("--judge-on", metavar="PLATFORM", help="of the fresh process, such as cpu")
     parser.add_argument("--draw", action="store_true", help="draw the rows that are there, measure nothing")
     parser.add_argument("--note", help="what a reader has to know of the data, such as 'JPEG copies'")
+
+
+def _asked(options: Any) -> dict[str, Any]:
+    """Settings of the training that differ from what the data need."""
+    asked = {"steps": options.train_steps}
+    asked |= {"learning_rate": options.learning_rate, "weight_decay": options.weight_decay}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _encoder(options: Any, task: Task, activation: str) -> tuple[Encoder, float]:
@@ -133,13 +142,13 @@ def _encoder(options: Any, task: Task, activation: str) -> tuple[Encoder, float]
         settings, config = COLOURED if options.encoder == "small" else WIDE
     if options.dataset.endswith("-shaped"):
         settings, config = DEEP
-    if options.train_steps is not None:
-        config = replace(config, steps=options.train_steps)
+    config = replace(config, **_asked(options))
     name, told = "encoder", settings | {"activation": activation}
     if activation == "resnet":
         name, told = "resnet", {"widths": RESNET[options.encoder]}
     network = make_network(name, num_outputs=k, **told)
-    file = _folder(options) / f"{_stem(options)}_{activation}_{config.steps}_encoder.npz"
+    own = "".join(f"_{value:g}" for name, value in _asked(options).items() if name != "steps")
+    file = _folder(options) / f"{_stem(options)}_{activation}_{config.steps}{own}_encoder.npz"
     if not file.exists():
         start = perf_counter()
         phi = train_encoder(task.x, task.y, image_shape=shape, network=network, config=config, key=key)
@@ -209,6 +218,7 @@ def _measure(
             "train": len(task.x),
             "test": len(task.x_test),
             "lam": model.lam,
+            **_asked(options),
             "low": float(images.min()),
             "high": float(images.max()),
             "machine": common.machine(),
@@ -222,29 +232,27 @@ def _solved(
 ) -> tuple[DistilledSet, np.ndarray | None]:
     """A set of the spanning equations, and the real images that it started from, where it did.
 
-    Nothing is to spare with one image per class: several starts at once, and then whatever the package takes
-    by default; elsewhere several where the first fails, unless pixels must stay in a box.
+    Nothing is to spare with one image per class: what the package takes by default first, several real starts
+    after it; elsewhere several where the first fails, unless pixels must stay in a box.
     """
-    tight = m < 2 * task.y.shape[1]
     told: dict[str, Any] = {"steps": options.steps, "seconds": options.seconds}
-    small, starts = None, np.empty(0)
-    few = (1,) if box is not None else (1, options.starts)
-    for number in (options.starts,) if tight else few:
+    tight = m < 2 * task.y.shape[1] and box is None
+    if tight:
+        data, solver = (task.x, task.y), SolverOptions(**told)
+        small = distill(model, size=m, reference=data, solver=solver, dtype=np.float32, key=key)
+        if small.recipe["solver"].get("reached"):
+            return small, None
+
+    def begun(number: int) -> tuple[DistilledSet, np.ndarray]:
         starts = _starts(model, task, m, number, key)
         solver = SolverOptions(start=starts, starts=number, **told)
         small = distill(model, size=m, solver=solver, box=box, dtype=np.float32, key=key)
-        if small.recipe["solver"].get("reached"):
-            break
-    assert small is not None
-    report = small.recipe["solver"]
-    if tight and not report.get("reached") and box is None:
-        data = task.x, task.y
-        other = distill(
-            model, size=m, reference=data, solver=SolverOptions(**told), dtype=np.float32, key=key
-        )
-        if other.recipe["solver"].get("reached"):
-            return other, None
-    return small, starts[report.get("chosen", 0)]
+        return small, starts[small.recipe["solver"].get("chosen", 0)]
+
+    if tight:
+        return begun(options.starts)
+    first = begun(1)
+    return first if box is not None or first[0].recipe["solver"].get("reached") else begun(options.starts)
 
 
 def _starts(model: RidgeModel, task: Task, m: int, number: int, key: Any) -> np.ndarray:

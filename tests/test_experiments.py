@@ -27,6 +27,7 @@ WRITES = {
     ],
     "points_needed": ["results/points_needed.md", "results/points_needed.jsonl"],
     "pretrained_probe": ["results/digits_pretrained_probe.md", "results/digits_pretrained_probe.jsonl"],
+    "wide_networks": ["results/wide_networks.md", "results/wide_networks.jsonl"],
     "ntk_mnist": ["figures/digits_ntk.png", "results/digits_ntk.md", "results/digits_ntk.jsonl"],
 }
 # Sizes that the quick run has beside the one of the test.

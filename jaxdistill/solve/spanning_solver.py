@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ from jaxdistill.solve.spanning import (
 )
 from jaxdistill.solve.spanning_report import SpanningOutcome, SpanningReport, SpanningSolution
 from jaxdistill.solve.spanning_step import (
+    LEAST_WIDE,
     FeatureFunction,
     SpanningMethod,
     begin_steps,
@@ -55,6 +56,9 @@ FIRST_DAMPING = 1e-2
 # find more sets, which are further from where they started.
 PATIENCE, PROGRESS, PROGRESS_DOWNHILL = 30, 0.95, 0.5
 DOWNHILL, UPHILL = 1.0, 2.0
+# Below this residual Newton's method squares it, and one that has not halved in so many steps lacks digits:
+# some direction counts less than the rounding of float32. From there on steps are in float64 throughout.
+FINE, CREEPING = 1e-5, 5
 # Share of the steps and seconds left that a rung of the ladder may use while others follow.
 SHARE = 2 / 3
 # Rounding of phi(Xs)^T M in float64: a multiple of eps that grows with the size of the sum.
@@ -238,9 +242,9 @@ class _Run:
         if self.native:
             stop = walk.taken + min(most, self.pace.steps if self.loop else 1)
             told = (*how, self.tolerance, INNER_TOLERANCE, stop)
-            leg.walk = in_float64(function, self.phi, problem, walk, *told)
+            leg.walk = in_float64(partial(function, wide=leg.wide), self.phi, problem, walk, *told)
         elif self.loop and leg.narrow and not pull and walk.marks[-1] > NARROW:
-            ahead = dataclasses.replace(walk, found=np.zeros_like(walk.found))
+            ahead = replace(walk, found=np.zeros_like(walk.found))
             told = (*how, max(self.tolerance, NARROW), INNER_TOLERANCE, walk.taken + min(most, NARROW_STEPS))
             ahead = in_float32(function, self.phi, problem, ahead, *told)
             leg.walk, leg.narrow = in_float64(measure_walk, self.phi, problem, walk, ahead)
@@ -284,7 +288,7 @@ class _Run:
                     return best.states, outcome, best.rungs
         assert best is not None
         leg = min(legs[1:], key=lambda leg: leg.walk.marks[-1])
-        leg.walk = dataclasses.replace(leg.walk, best=best.states, found=np.zeros_like(leg.walk.found))
+        leg.walk = replace(leg.walk, best=best.states, found=np.zeros_like(leg.walk.found))
         best, outcome = self.advance(problem, leg, best, PROGRESS, (self.steps, self.deadline))
         return best.states, outcome, best.rungs
 
@@ -305,7 +309,11 @@ class _Run:
     ) -> tuple[_Best, SpanningOutcome]:
         """Go on with a leg while it comes nearer and its share of the budget lasts."""
         outcome = SpanningOutcome.STALLED
-        while not leg.walk.stalled(progress):
+        while True:
+            if self.native and not leg.wide and leg.walk.creeps(FINE, CREEPING):
+                leg.widen()
+            if leg.walk.stalled(progress):
+                break
             now = perf_counter()
             if leg.walk.marks[-1] <= self.tolerance:
                 outcome = SpanningOutcome.REACHED
@@ -335,21 +343,31 @@ class _Run:
         return states
 
 
-@dataclasses.dataclass
+@dataclass
 class _Leg:
     """A walk from where a rung begins: downhill, or uphill within a factor of the least residual so far.
 
-    On devices without float64 it is in float32 as long as that has the digits (``narrow``).
+    On devices without float64 it is in float32 as long as that has the digits (``narrow``). Where they have
+    it, steps are found in float32 until that lacks the digits, and then in float64 (``wide``).
     """
 
     rung: int
     uphill: float
     walk: Walk
     narrow: Any = True
+    wide: bool = False
 
     @classmethod
     def begin(cls, rung: int, uphill: float, begun: SpanningState, best: _Best | None) -> _Leg:
         return cls(rung, uphill, Walk.begin(begun, None if best is None else best.states, PATIENCE))
+
+    def widen(self) -> None:
+        """Go on in float64, with little damping and new patience."""
+        states, marks = self.walk.states, self.walk.marks
+        damping = np.where(states.residual <= FINE, LEAST_WIDE, states.damping)
+        marks = np.append(np.full(len(marks) - 1, np.inf), marks[-1])
+        self.walk = replace(self.walk, states=replace(states, damping=damping), marks=marks)
+        self.wide = True
 
 
 class _Best(NamedTuple):

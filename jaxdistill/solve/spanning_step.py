@@ -39,9 +39,11 @@ _FLATTEST = 1e-6
 # Added to the preconditioner alone, relative to the mean diagonal: keeps its float32 Cholesky factor real.
 _STABLE = 1e-4
 # Damping after a step: much less where it halved the residual, a little less where it helped at all, more
-# where it went uphill, much more where it was not taken. The least is of the order of float32's rounding.
+# where it went uphill, much more where it was not taken. The least, and the least after a step that was not
+# taken, are of the order of the rounding of float32, and of float64 where a step is wide.
 _SHRINK, _EASE, _CLIMB, _GROW = 0.1, 0.5, 2.0, 8.0
 _LEAST_DAMPING, _LEAST_REJECTED = 1e-8, 1e-6
+LEAST_WIDE, _LEAST_REJECTED_WIDE = 1e-15, 1e-12
 
 
 class SpanningMethod(enum.Enum):
@@ -51,7 +53,7 @@ class SpanningMethod(enum.Enum):
     MATRIX_FREE = "preconditioned conjugate gradients, Jacobians only applied"
 
 
-@partial(jax.jit, static_argnames=("method", "most_iterations"))
+@partial(jax.jit, static_argnames=("method", "most_iterations", "wide"))
 def spanning_steps(
     phi: FeatureFunction,
     problem: SpanningProblem,
@@ -62,12 +64,13 @@ def spanning_steps(
     *,
     method: SpanningMethod,
     most_iterations: int,
+    wide: bool = False,
 ) -> SpanningState:
     """One step of every start, compiled once a shape; arguments of :func:`spanning_step`, a ceiling each."""
 
     def one(state: SpanningState, start: Array, ceiling: Array) -> SpanningState:
         own = dataclasses.replace(problem, start=start)
-        return spanning_step(phi, own, state, pull, ceiling, tolerance, method, most_iterations)
+        return spanning_step(phi, own, state, pull, ceiling, tolerance, method, most_iterations, wide)
 
     return jax.vmap(one)(states, problem.start, ceilings)
 
@@ -131,11 +134,13 @@ def spanning_step(
     tolerance: Float[Array, ""],
     method: SpanningMethod,
     most_iterations: int,
+    wide: bool = False,
 ) -> SpanningState:
     """Take the step if it keeps the residual below a ceiling; damp the next by whether it helped.
 
     The residual is computed in the precision of the state, everything about the step in float32: an
-    inexact step costs a few more steps and no accuracy.
+    inexact step costs a few more steps and no accuracy. Only where some direction hardly counts beside
+    the others, below float32's rounding, has the step to be as precise as the state.
 
     Args:
         phi: Feature map.
@@ -147,17 +152,18 @@ def spanning_step(
         tolerance: Relative residual at which conjugate gradients stop.
         method: How the linear equations are solved.
         most_iterations: Conjugate gradient iterations at most.
+        wide: Whether all of the step is in the precision of the state.
 
     Returns:
         The next state.
     """
-    right, seen, unturn = _begin(phi, problem, state, pull)
+    right, seen, unturn = _begin(phi, problem, state, pull, wide)
     change = spanning_direction(phi, seen, right, problem.mobility, tolerance, method, most_iterations)
-    return _finish(phi, problem, state, change, unturn, pull, ceiling)
+    return _finish(phi, problem, state, change, unturn, pull, ceiling, wide)
 
 
 class _Seen(NamedTuple):
-    """What a direction is found from, in float32.
+    """What a direction is found from, in the precision in which it is found.
 
     Args:
         x: Inputs, shape (m, d).
@@ -185,7 +191,7 @@ class _Change(NamedTuple):
 
 
 def _begin(
-    phi: FeatureFunction, problem: SpanningProblem, state: SpanningState, pull: Array
+    phi: FeatureFunction, problem: SpanningProblem, state: SpanningState, pull: Array, wide: bool = False
 ) -> tuple[Array, _Seen, Array]:
     """The residual in the basis T, in the precision of the state; what the direction needs; T back."""
     features = problem.centred(phi(state.x))
@@ -199,7 +205,8 @@ def _begin(
         jnp.where(state.held, 0.0, 1.0),
         state.damping,
     )
-    return right, _Seen(*(part.astype(jnp.float32) for part in parts)), unturn
+    kind = right.dtype if wide else jnp.float32
+    return right, _Seen(*(part.astype(kind) for part in parts)), unturn
 
 
 def spanning_direction(
@@ -211,7 +218,7 @@ def spanning_direction(
     method: SpanningMethod,
     most_iterations: int,
 ) -> _Change:
-    """Solve the linearised equations: the part of a step that need not be precise, in float32.
+    """Solve the linearised equations: the part of a step that need not be precise, in the type of ``seen``.
 
     Args:
         phi: Feature map.
@@ -222,14 +229,13 @@ def spanning_direction(
         method: How the linear equations are solved.
         most_iterations: Conjugate gradient iterations at most.
     """
-    x, narrow, mix, back, free, damping = seen
-    wide = right.dtype
+    x, features, mix, back, free, damping = seen
     _, forward = jax.linearize(phi, x)
     backward = jax.linear_transpose(forward, x)
-    right -= matmul(forward(back).T, mix).astype(wide)
+    right -= matmul(forward(back).T, mix).astype(right.dtype)
     size = jnp.linalg.norm(right)
     size = jnp.where(size > 0, size, 1.0)
-    unit = (right / size).astype(jnp.float32)
+    unit = (right / size).astype(x.dtype)
 
     if method is SpanningMethod.DIRECT:
         explicit = jacobians(phi, x) * free[:, None, :]
@@ -239,33 +245,33 @@ def spanning_direction(
         gram = tangent_gram(phi, x)
         mean = jnp.trace(gram) / len(gram)
     # Traces of the parts of images and coefficients stand in the ratio of the mobility.
-    moved = mobility.astype(jnp.float32) * mean * gram.shape[-1] / jnp.sum(narrow**2)
+    moved = mobility.astype(x.dtype) * mean * gram.shape[-1] / jnp.sum(features**2)
     damping = damping * mean
 
     def push(multiplier: Array) -> Array:
         return backward(matmul(mix, multiplier.T))[0]
 
     if method is SpanningMethod.DIRECT:
-        square = _square(gram, narrow, mix, moved, damping)
+        square = _square(gram, features, mix, moved, damping)
         multiplier, iterations = _factorised(square, unit, tolerance, most_iterations)
     else:
 
         def normal(multiplier: Array) -> Array:
             images = matmul(forward(free * push(multiplier)).T, mix)
-            return images + moved * matmul(narrow.T, matmul(narrow, multiplier)) + damping * multiplier
+            return images + moved * matmul(features.T, matmul(features, multiplier)) + damping * multiplier
 
-        operator = gram + moved * matmul(narrow.T, narrow)
-        shift = (damping + _STABLE * mean) * jnp.eye(len(gram), dtype=jnp.float32)
+        operator = gram + moved * matmul(features.T, features)
+        shift = (damping + _STABLE * mean) * jnp.eye(len(gram), dtype=x.dtype)
         factor = jnp.linalg.cholesky(operator + shift)
         multiplier, iterations = _conjugate_gradients(
             normal,
             lambda r: jax.scipy.linalg.cho_solve((factor, True), r),
             unit,
-            tolerance.astype(jnp.float32),
+            tolerance.astype(x.dtype),
             most_iterations,
         )
-    images, coefficients = push(multiplier), moved * matmul(narrow, multiplier)
-    return _Change(images.astype(wide) * size, coefficients.astype(wide) * size, iterations)
+    images, coefficients = push(multiplier), moved * matmul(features, multiplier)
+    return _Change(images.astype(right.dtype) * size, coefficients.astype(right.dtype) * size, iterations)
 
 
 def _finish(
@@ -276,6 +282,7 @@ def _finish(
     unturn: Array,
     pull: Array,
     ceiling: Array,
+    wide: bool = False,
 ) -> SpanningState:
     """Take the step or leave it, by the residual in the precision of the state."""
     direction = change.x + pull * (problem.start - state.x)
@@ -289,14 +296,16 @@ def _finish(
     held = ((new_x <= low) & (direction < 0)) | ((new_x >= high) & (direction > 0))
     eased = jnp.where(residual < state.residual, _EASE, _CLIMB)
     eased = jnp.where(residual < 0.5 * state.residual, _SHRINK, eased)
+    least = LEAST_WIDE if wide else _LEAST_DAMPING
+    least_rejected = _LEAST_REJECTED_WIDE if wide else _LEAST_REJECTED
     return SpanningState(
         x=jnp.where(taken, new_x, state.x),
         mix=jnp.where(taken, new_mix, state.mix),
         residual=jnp.where(taken, residual, state.residual),
         damping=jnp.where(
             taken,
-            jnp.maximum(eased * state.damping, _LEAST_DAMPING),
-            jnp.maximum(_GROW * state.damping, _LEAST_REJECTED),
+            jnp.maximum(eased * state.damping, least),
+            jnp.maximum(_GROW * state.damping, least_rejected),
         ),
         held=jnp.where(jnp.isfinite(residual), held, state.held),
         iterations=state.iterations + change.iterations.astype(state.iterations.dtype),

@@ -69,6 +69,11 @@ class Walk:
         """Whether it has not come nearer by this factor of late."""
         return ~(self.marks[-1] < progress * self.marks[0])
 
+    def creeps(self, fine: float, steps: int) -> bool:
+        """Whether it is this near and has not come twice as near in so many steps."""
+        before, now = self.marks[-1 - min(steps, len(self.marks) - 1)], self.marks[-1]
+        return bool(now <= fine and now > 0.5 * before)
+
     def after(self, states: SpanningState) -> Walk:
         """The walk after a step to these states."""
         spent = states.iterations - self.states.iterations
@@ -109,7 +114,7 @@ def _ceilings(walk: Walk, uphill: Array) -> Array:
     return jnp.where(jnp.isinf(uphill), uphill, uphill * walk.lowest)
 
 
-@partial(jax.jit, static_argnames=("method", "most_iterations", "loop"))
+@partial(jax.jit, static_argnames=("method", "most_iterations", "loop", "wide"))
 def walk_on(
     phi: FeatureFunction,
     problem: SpanningProblem,
@@ -124,6 +129,7 @@ def walk_on(
     method: SpanningMethod,
     most_iterations: int,
     loop: bool,
+    wide: bool = False,
 ) -> Walk:
     """Steps, one at least, in the precision of the walk, until it is exact or has stalled.
 
@@ -140,8 +146,9 @@ def walk_on(
         method: How linear equations are solved.
         most_iterations: Conjugate gradient iterations at most.
         loop: Whether to take them all in this call, or one.
+        wide: Whether all of a step is in the precision of the walk, and not in float32.
     """
-    settings: Any = {"method": method, "most_iterations": most_iterations}
+    settings: Any = {"method": method, "most_iterations": most_iterations, "wide": wide}
 
     def step(walk: Walk) -> Walk:
         ceilings = _ceilings(walk, uphill)

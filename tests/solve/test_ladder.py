@@ -8,6 +8,7 @@ from test_spanning import features_of, network, outside
 
 from jaxdistill.errors import InputError
 from jaxdistill.features import RandomNetwork
+from jaxdistill.numerics.linalg import matmul
 from jaxdistill.solve import spanning_solver as solver
 from jaxdistill.solve.ladder import Rung, softer
 from jaxdistill.solve.small_features import SMALL, small_features
@@ -23,6 +24,16 @@ def kinked(seed=1):
     rng = np.random.default_rng(seed)
     phi = RandomNetwork.create(16, widths=(32,), activation="leaky_relu", key=jax.random.key(seed))
     return phi, rng.standard_normal((32, 3)), rng.standard_normal((8, 16))
+
+
+def faint(size=1e-5):
+    """A linear map one of whose features hardly moves, and a start that spans all but a little of it."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((4, 4)))[0]
+    square = (turn * [1, 1, 1, size]) @ turn.T
+    phi = jax.tree_util.Partial(lambda a, x: matmul(x, a.astype(x.dtype)), square)
+    start = rng.standard_normal((3, 4))
+    return phi, (start @ square).sum(axis=0)[:, None] + 0.05 * size * turn[:, 3:], start
 
 
 def narrow(activation):
@@ -81,6 +92,15 @@ def test_where_no_rung_is_exact_the_nearest_is_returned_with_its_number():
     )  # none but the first begins without a budget
     with pytest.raises(InputError, match="sharpness"):
         solve_spanning(phi, weights, start, rungs=(Rung("a", -1.0),))
+
+
+def test_a_direction_below_the_rounding_of_float32_takes_steps_in_float64(monkeypatch):
+    phi, weights, start = faint()
+    found = solve_spanning(phi, weights, start, sharpness=None)
+    assert found.report.reached and outside(phi, found.x, weights) < 1e-12
+    monkeypatch.setattr(solver, "FINE", 0.0)  # no step is wide
+    creeping = solve_spanning(phi, weights, start, sharpness=None).report
+    assert creeping.outcome is SpanningOutcome.STALLED and creeping.residual > 1e-8
 
 
 def test_softer_rungs_go_down_from_the_one_asked_for():
