@@ -52,6 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}"
 
 
+def pytest_sessionfinish() -> None:
+    """What is left is looked at once, not five times as pytest does at the end, for seconds each."""
+    gc.collect()
+    gc.freeze()
+
+
 def share_compiled_programs(config: pytest.Config) -> None:
     """What one process has compiled, the others read, from a folder that lives as long as the run.
 

@@ -24,7 +24,7 @@ PHI = jd.features.Linear(D)
 @pytest.fixture(autouse=True)
 def chunks_of_256_rows(monkeypatch):
     """The smallest: three of all rows, two and one where 210 are held out."""
-    monkeypatch.setattr("jaxdistill.ridge.source.CHUNK_BYTES", 1)
+    monkeypatch.setattr("jaxdistill.ridge.source.CHUNK_BYTES", 2**16)
 
 
 @pytest.fixture(scope="module")
