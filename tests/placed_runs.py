@@ -27,7 +27,7 @@ from jaxdistill.kernels.tiles import TiledKernel
 from jaxdistill.networks import make_network
 from jaxdistill.networks.config import TrainConfig
 from jaxdistill.networks.training import train_networks
-from jaxdistill.numerics.placement import Side, float64_on
+from jaxdistill.numerics.placement import Side, device_scope, float64_on, float64_scope
 from jaxdistill.privacy.budget import Budget
 from jaxdistill.privacy.mechanism import fit_private_ridge
 from jaxdistill.privacy.membership import influence
@@ -265,6 +265,8 @@ def main(out):
         placed, models = runs(guard.look_around)
         far = others(models, guard.look_around)
         programs, offences = guard.programs, guard.offences
+        with float64_scope() as where, device_scope(np.float32) as side:
+            nested = jnp.ones(2).devices() == {side.devices[0]} != {where.algebra}
     guard.where = None
     tpu = exported(recorders, False, "tpu")
     for recorder in recorders:
@@ -275,6 +277,7 @@ def main(out):
         "placement": title,
         "programs": programs,
         "offences": offences,
+        "nested": nested,
         "placed": placed,
         "several steps at a time": far,
         "ordinary": ordinary,

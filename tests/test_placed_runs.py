@@ -85,6 +85,11 @@ def test_no_float64_reaches_a_device_that_must_not_have_it(report):
     assert report["offences"] == []
 
 
+def test_work_on_the_devices_within_algebra_on_the_host_is_there(report):
+    """And not where the algebra is, to which JAX would bring whatever is not held on a device."""
+    assert report["nested"]
+
+
 def test_results_are_those_of_the_ordinary_placement(report):
     placed, ordinary = report["placed"], report["ordinary"]
     assert placed.keys() == ordinary.keys()

@@ -355,7 +355,9 @@ def device_scope(dtype: Any, *, wide_sums: bool = False) -> Iterator[Side]:
     where = placement()
     wide = wide_sums and where.native
     first = _unless_default(where.devices[0])
-    there = nullcontext() if first is None else jax.default_device(first)
+    # Within a scope of algebra on the host JAX would take everything there that is not held on a device.
+    outside = where.native or jax.config.jax_default_device is None  # pyright: ignore[reportAttributeAccessIssue]
+    there = nullcontext() if first is None and outside else jax.default_device(where.devices[0])
     with jax.enable_x64(wide), there, _room_told(where.devices[0]):
         yield Side(where.mesh, wide, first)
 
