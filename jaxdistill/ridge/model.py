@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from jaxdistill.data.pixels import Pixels
 from jaxdistill.errors import InputError
 from jaxdistill.features.base import AbstractFeatureMap
 from jaxdistill.numerics.arrays import as_floats
@@ -25,7 +24,7 @@ from jaxdistill.ridge.crossing import Crossing
 from jaxdistill.ridge.moments import Moments
 from jaxdistill.ridge.residual import ModelResidual, model_residual
 from jaxdistill.ridge.selection import LamSelection
-from jaxdistill.ridge.source import chunk_rows, padded, row_chunks, unprepared
+from jaxdistill.ridge.source import chunk_rows, input_rows, padded, row_chunks, unprepared
 from jaxdistill.ridge.targets import TargetKind
 
 
@@ -265,8 +264,7 @@ def predict(
     progress: bool = False,
 ) -> np.ndarray:
     """Evaluate ``phi(x) B``, with an intercept ``phi(x) B + b``, in batches, in the precision of ``x``."""
-    if not isinstance(x, Pixels):
-        x = as_floats("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
+    x = input_rows("x", x, cure=f"expected (n, {features.num_inputs}) in float32 or float64")
     if x.ndim != 2 or x.shape[1] != features.num_inputs:
         raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
     parts: Iterable[np.ndarray]

@@ -138,7 +138,7 @@ class ArraySource(AbstractSource):
         Raises:
             InputError: shapes or types that do not fit, values that are not finite.
         """
-        x = x if isinstance(x, Pixels) else as_floats(f"{name}x", x)
+        x = input_rows(f"{name}x", x)
         y = as_floats(f"{name}y", y, cure=NO_CLASSES)
         if x.ndim != 2 or (num_inputs is not None and x.shape[1] != num_inputs):
             expected = "d" if num_inputs is None else num_inputs
@@ -223,6 +223,14 @@ class ArraySource(AbstractSource):
             raise InputError(f"validation={fraction} of {n} examples leaves a part without any")
         order = host_generator(key).permutation(n)
         return self.select(np.sort(order[size:])), self.select(np.sort(order[:size]))
+
+
+def input_rows(name: str, x: Any, **told: Any) -> np.ndarray | Pixels:
+    """Inputs as an array of floats, checked; of images in uint8 as they are, where all is finite.
+
+    Keywords as for :func:`~jaxdistill.numerics.arrays.as_floats`.
+    """
+    return x if isinstance(x, Pixels) else as_floats(name, x, **told)
 
 
 def unprepared(x: np.ndarray | Pixels) -> tuple[np.ndarray, Identity | Standardize | None]:

@@ -23,6 +23,7 @@ from jaxdistill.ridge.source import (
     Unprepared,
     chunk_rows,
     data_dtype_of,
+    input_rows,
     unprepared,
 )
 from jaxdistill.ridge.targets import TargetKind, detect_targets
@@ -269,7 +270,5 @@ class _Done(Exception):
 
 
 def _floats(piece: Pair, number: int) -> tuple[np.ndarray | Pixels, np.ndarray]:
-    x, y = piece
-    if not isinstance(x, Pixels):
-        x = as_floats(f"chunk {number}, inputs:", x, finite=False)
-    return x, as_floats(f"chunk {number}, targets:", y, finite=False, cure=NO_CLASSES)
+    x = input_rows(f"chunk {number}, inputs:", piece[0], finite=False)
+    return x, as_floats(f"chunk {number}, targets:", piece[1], finite=False, cure=NO_CLASSES)
