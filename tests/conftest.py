@@ -1,5 +1,7 @@
 """What every test runs under: checked shapes, strict promotion, one hypothesis profile, a flag at rest."""
 
+from __future__ import annotations
+
 import functools
 import gc
 import os
@@ -8,11 +10,22 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Several test processes cannot share a TPU, nor a GPU's memory: they run on the CPU unless told otherwise.
 # `python -m pytest -n 0` is one process, on whatever device JAX finds. It must stand before JAX is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+elif "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    # XLA's older emitters on the CPU, each program in one piece: a third of the time of its MLIR emitters.
+    QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    # Flags that this XLA does not know end the process: another one tries them while this one starts.
+    TRIAL = subprocess.Popen(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env=os.environ | {"XLA_FLAGS": QUICK_FLAGS, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 import hypothesis
 import jax
@@ -21,10 +34,12 @@ import numpy as np
 import pytest
 import shape_checks
 
-# Before the first import of the package: every shape annotation is checked while the tests run.
-shape_checks.install()
+if TYPE_CHECKING:
+    from jaxdistill.features import AbstractFeatureMap
 
-import jaxdistill as jd  # noqa: E402
+# Before the first import of the package, which the process that only leads the workers does without:
+# every shape annotation is checked.
+shape_checks.install()
 
 # Millions of live objects of JAX's caches need not be walked over and over again.
 gc.set_threshold(100_000, 50, 1000)
@@ -33,8 +48,6 @@ gc.set_threshold(100_000, 50, 1000)
 QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ
 if QUICK:
     jax.config.update("jax_disable_most_optimizations", True)
-# XLA's older emitters on the CPU, each program in one piece: a third of the time that its MLIR emitters take.
-QUICK_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,9 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
     share_compiled_programs(config)
     # Threads of NumPy's BLAS wait in a loop for more work, and take the processors of the other workers.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if QUICK:
-        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
-    if QUICK and knows(QUICK_FLAGS):
+    if not QUICK:
+        return
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
+    if TRIAL.wait() == 0:
         # XLA reads them when the first device is asked for.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_FLAGS}"
 
@@ -82,13 +96,6 @@ def share_the_context_of_programs() -> None:
         mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 
-def knows(flags: str) -> bool:
-    """Whether this XLA has the flags: those that it does not know end the process, so another one tries."""
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", "import jax; jax.devices()"]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
-
-
 hypothesis.settings.register_profile("jaxdistill", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.load_profile("jaxdistill")
 
@@ -114,19 +121,22 @@ def compiled_code_is_let_go() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def problem() -> dict[str, np.ndarray]:
     """A classification problem with d = 12, k = 3."""
+    from jaxdistill import one_hot
+
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((3, 12))
     labels = np.arange(210) % 3
     x = (centres[labels] + 0.8 * rng.standard_normal((210, 12))).astype(np.float32)
-    y = jd.one_hot(labels, 3)
+    y = one_hot(labels, 3)
     return {"x": x[:150], "y": y[:150], "x_test": x[150:], "y_test": labels[150:]}
 
 
 @pytest.fixture(scope="session")
-def maps() -> dict[str, jd.features.AbstractFeatureMap]:
+def maps() -> dict[str, AbstractFeatureMap]:
     """One small map of every kind, p <= d = 12."""
+    from jaxdistill import features as f
+
     key = jax.random.key(5)
-    f = jd.features
     return {
         "linear": f.Linear(12),
         "fourier": f.RandomFourier.create(12, 10, lengthscale=4.0, key=key),

@@ -1,5 +1,6 @@
 """Experiments start, write what they promise, and resume; those that are quick enough."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,9 @@ FEWER = {"encoder_probe": ("--ipc", "2")}
 
 def run(name, *words, folder):
     command = [sys.executable, str(EXPERIMENTS / f"{name}.py"), "--quick", *words]
-    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # most of a quick run is compilation
+    done = subprocess.run(command, env=environment, cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", WRITES)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 
 
@@ -71,7 +73,6 @@ def test_a_mesh_that_cannot_be_is_refused_in_one_line(eight):
     assert not any("\n" in line for line in told.values())
 
 
-@pytest.mark.long
 def test_two_processes_find_the_same_bits_and_one_that_dies_is_told_of(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -74,8 +74,12 @@ def test_a_notebook_runs_from_a_fresh_kernel(path, tmp_path):
     run_notebook(path, tmp_path)
 
 
+# What the others call has its own runs in that placement.
+ON_HOST = [path for path in NOTEBOOKS if path.stem in ("quickstart", "kip_vs_analytic")]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", ON_HOST, ids=lambda p: p.stem)
 def test_a_notebook_runs_where_float64_is_on_the_host(path, tmp_path):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     run_notebook(path, tmp_path, JAXDISTILL_FLOAT64="host", JAX_PLATFORMS="cpu", XLA_FLAGS=flags)

@@ -403,7 +403,7 @@ def test_cores_compose_with_jit_and_vmap_in_both_precisions(x64):
         assert float(jnp.max(jnp.abs(again - b))) < bound and float(jnp.max(jnp.abs(offsets - b0))) < bound
 
 
-@pytest.mark.parametrize("size", [(6, 3, 5), (3, 2, 6)])
+@pytest.mark.parametrize("size", [(6, 3, 5), pytest.param((3, 2, 6), marks=pytest.mark.long)])
 def test_derivatives_are_those_of_finite_differences(size):
     weights, intercept, labels, free = draw(2, size, 0.5)
     with jax.enable_x64(True):

@@ -129,6 +129,7 @@ def compiled_as_users_do():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("compiled_as_users_do")
 @pytest.mark.parametrize("start", ["preimages", "noise"])
 def test_below_the_count_the_projection_keeps_the_best_intercept(start):

@@ -174,6 +174,7 @@ class Shifting(nn.Module):
         return jnp.tanh(0.3 * x + shift - mean)
 
 
+@pytest.mark.long
 def test_the_tolerance_counts_the_rounding_that_a_map_makes_itself(problem):
     module = Shifting()
     variables = module.init(KEY, jnp.zeros((1, 12)))

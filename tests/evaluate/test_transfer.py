@@ -31,8 +31,11 @@ def sets(problem, maps):
     }
 
 
+apply = jax.jit(lambda phi, x: phi(x))
+
+
 def features_of(phi, x):
-    return in_float64(jax.jit(phi.__call__), np.float64(x))
+    return in_float64(apply, phi, np.float64(x))
 
 
 def own_of(small):

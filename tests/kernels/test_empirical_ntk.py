@@ -236,7 +236,7 @@ def test_matrix_pairs_and_diagonal_agree_and_are_semidefinite(made, name, dtype)
     np.testing.assert_allclose(block, in_float64(matrix, kernel, x, z), rtol=5e3 * eps, atol=5e3 * eps)
 
 
-@pytest.mark.parametrize("derivatives", [2, 13])
+@pytest.mark.parametrize("derivatives", [2, pytest.param(13, marks=pytest.mark.long)])
 def test_chunks_change_nothing_and_compile_once(made, derivatives):
     whole, x, z = made["linen mlp"], points(9, 11), points(10, 7)
     small = replace(whole, memory=8 * derivatives * whole._num_trained)

@@ -73,6 +73,7 @@ def finite_network(depth, width, weight_variance, bias_variance, slope):
     return init, apply
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("depth", "slope", "bias"), [(1, 0.0, 0.1), (2, 0.3, 0.0)])
 def test_wide_finite_networks_have_these_kernels_on_average(depth, slope, bias):
     x = points(2, 3).astype(np.float32)
@@ -276,6 +277,7 @@ def test_the_workspace_grows_with_pairs_of_pixels_where_they_are_pooled_and_adds
     assert both.workspace(36, np.float64) == sum(k.workspace(36, np.float64) for k in (pooled, flat))
 
 
+@pytest.mark.long
 def test_matrices_in_blocks_are_the_matrices_with_their_derivatives_and_little_memory(monkeypatch):
     from jaxdistill.kernels import neural_tangents as module
 

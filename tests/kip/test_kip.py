@@ -243,6 +243,7 @@ def test_an_optimiser_of_ones_own(setting):
     )
 
 
+@pytest.mark.long
 def test_lbfgs_is_worth_its_line_search(setting):
     adam, lbfgs = (run(setting, ipc=1, optimiser=name, steps=60) for name in ("adam", "lbfgs"))
     assert lbfgs.history.loss[-1] <= adam.history.loss[-1]

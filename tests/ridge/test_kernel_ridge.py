@@ -134,6 +134,7 @@ def test_pivoted_cholesky_is_the_projection_on_its_pivots(rank):
     np.testing.assert_allclose(found.unexplained, max(left, 0), atol=1e-10)
 
 
+@pytest.mark.long
 def test_pivots_are_drawn_in_proportion_to_what_is_left():
     # Three orthogonal inputs with diagonal 1, 2, 5: the first pivot has these odds, the second what remains.
     x = np.diag(np.sqrt([1.0, 2.0, 5.0]))
@@ -172,6 +173,7 @@ def test_the_model_is_that_of_scikit_learn(solver):
     assert model.solver == solver and model.residual < 1e-9 and (model.steps > 0) == (solver == "cg")
 
 
+@pytest.mark.long
 def test_a_better_preconditioner_needs_fewer_steps():
     x, y = points(11, 400, 3), points(12, 400, 1)
     steps = [

@@ -105,6 +105,7 @@ def test_torch_fits_a_linear_layer_in_closed_form(problem):
     assert np.linalg.norm(layer.weight.detach().numpy().T - model.weights) < 1e-5
 
 
+@pytest.mark.long
 def test_sixteen_bits_and_feedback_lose_less_where_examples_are_few(problem):
     phi = RandomNetwork.create(12, widths=(12,), activation="gelu", key=KEY)
     box = pixel_box(problem[0], 0.05, 0.95, dtype=np.float32)

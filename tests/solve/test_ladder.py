@@ -111,7 +111,7 @@ def test_softer_rungs_go_down_from_the_one_asked_for():
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu", "tanh", "elu", "asinh", "leaky_relu"])
-@pytest.mark.parametrize("size", [K, K + 2])
+@pytest.mark.parametrize("size", [K, pytest.param(K + 2, marks=pytest.mark.long)])
 def test_small_features_span_the_weights_at_once_with_as_few_examples_as_their_rank(activation, size):
     phi, weights, x = narrow(activation)
     found = small_features(phi, weights, x[:size], rank=K, key=KEY)

@@ -71,6 +71,7 @@ def test_the_transition_is_where_the_count_puts_it(method):
     assert solve_spanning(phi, weights, starts(x, plain), sharpness=1.0, method=method).report.reached
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", [("gelu", 8, 26, 3), ("tanh", 5, 23, 1)])
 def test_other_networks_change_there_too(case):
     activation, d, p, k = case
