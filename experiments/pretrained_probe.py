@@ -27,7 +27,7 @@ from typing import Any
 
 import common
 import numpy as np
-from efficientnet_lite import SCALE, network_units, pretrained_features, woken
+from efficientnet_lite import SCALE, network_units, pretrained_features
 
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
 from jaxdistill.distill import distill
@@ -205,24 +205,16 @@ def _solved(
         small = train(model, x, probe.y, config, key=key).small
         more["steps"] = options.kip_steps
     else:
-        rows = _covering_rows(probe, m)
-        solver = SolverOptions(start=_start(options, probe, rows)[None], seconds=options.seconds)
+        start = _inputs(probe.data.x_train[_covering_rows(probe, m)])
+        solver = SolverOptions(start=start[None], seconds=options.seconds)
         small = distill(model, size=m, solver=solver, dtype=np.float32, key=key, progress=True)
         more["solver"] = small.recipe["solver"]
-        more["psnr"] = common.psnr(SCALE * (small.x - _inputs(probe.data.x_train[rows])))
+        more["psnr"] = common.psnr(SCALE * (small.x - start))
     units = network_units(probe.data.example_shape)
     small = small.with_context(units, probe.data.class_names)
     images = small.images
     more |= {"low": float(images.min()), "high": float(images.max())}
     return small, more
-
-
-def _start(options: Any, probe: Probe, rows: np.ndarray) -> np.ndarray:
-    """Real images to start from; where a feature is alive in no more than k of them, all are woken in all."""
-    real = _inputs(probe.data.x_train[rows])
-    if np.min(np.sum(probe.train[rows] > 0, axis=0)) > probe.y.shape[1]:
-        return real
-    return woken(options.side, probe.data.example_shape, real)
 
 
 def _covering_rows(probe: Probe, m: int) -> np.ndarray:
