@@ -203,7 +203,7 @@ def solvers(models, x):
     model = models["network"]
     projected = project(model.features, model.weights, model.moments.gram, x[:5], steps=50)
     found["projection"] = {"loss": projected.report.loss}
-    source = ArraySource.of(1e3 + x, x[:, :2], num_inputs=64, num_features=64)
+    source = ArraySource.of(1e3 + x, x[:, :2], num_inputs=64, breadth=64)
     moments = accumulate_moments(model.features, source, shifted=True).centred()
     found["centred moments"] = {"trace": np.trace(moments.gram)}
     return found

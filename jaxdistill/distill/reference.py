@@ -60,7 +60,7 @@ def _pick_from_stream(
     The numbers are drawn in the order of the rows: the same key picks the same ones however they are cut.
     """
     d, k = shape
-    source = StreamSource.of(reference, num_inputs=d, num_features=1)
+    source = StreamSource.of(reference, num_inputs=d, breadth=1)
     if source.num_targets != k:
         raise InputError(f"reference has targets of {source.num_targets} columns, expected {k}")
     slots = [np.arange(c, size, k) for c in range(min(k, size))] if classes else [np.arange(size)]

@@ -39,6 +39,11 @@ class AbstractFeatureMap(abc.ABC):
     def num_features(self) -> int:
         """Length p of a feature vector."""
 
+    @property
+    def breadth(self) -> int:
+        """Numbers that one input becomes at most on the way to its features: chunks of rows are as large."""
+        return self.num_features
+
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
         """Features of one input or of a batch."""

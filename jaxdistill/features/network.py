@@ -118,6 +118,11 @@ class RandomNetwork(AbstractFeatureMap):
         return self.weights[-1].shape[0]
 
     @property
+    def breadth(self) -> int:
+        """Width of the widest layer."""
+        return max(len(weight) for weight in self.weights)
+
+    @property
     def _act(self) -> Activation:
         return Activation(self.activation, self.negative_slope)
 

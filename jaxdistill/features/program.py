@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
@@ -24,6 +24,9 @@ Map = TypeVar("Map", bound="AbstractProgramMap")
 # How far the features of another version of the libraries may differ from those on record, by what the
 # function computes in.
 _SAME_FUNCTION = {"float64": 1e-6, "float32": 1e-4}
+# Inputs of the batch that a function is traced with. Arrays whose sizes it divides are taken for arrays of
+# rows: it is prime, and divides few kernels.
+_ROWS = 13
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class Program:
         trained: Names of the parameters that training moves.
         input_shape: Shape of one input as the function takes it.
         num_features: p.
+        breadth: Numbers that one input becomes at most on the way.
         flatten: Whether outputs of more axes become rows.
         precision: "float64" where the function is as precise as its inputs, "float32" where it is fixed.
         probe: Features of two fixed inputs, shape (2, p): they tell one function from another.
@@ -46,6 +50,7 @@ class Program:
     trained: tuple[str, ...]
     input_shape: tuple[int, ...]
     num_features: int
+    breadth: int
     flatten: bool
     precision: str
     probe: np.ndarray
@@ -77,6 +82,11 @@ class AbstractProgramMap(AbstractFeatureMap):
     def num_features(self) -> int:
         """Length p of the output."""
         return self.program.num_features
+
+    @property
+    def breadth(self) -> int:
+        """Numbers that one input becomes at most inside the function, such as the pixels of all channels."""
+        return self.program.breadth
 
     @property
     def precision(self) -> str:
@@ -182,9 +192,10 @@ def checked_program(
     shape = checked_shape(input_shape)
     for name, value in parameters.items():
         check_finite(f"parameter {name}", value)
-    num_features, precision = _check_output(call, parameters, shape, flatten)
+    num_features, breadth, precision = _check_output(call, parameters, shape, flatten)
     origin = origin | {"parameters": hash_of(parameters)}
-    return Program(call, trained, shape, num_features, flatten, precision, np.empty((2, 0)), origin, stored)
+    told = num_features, breadth, flatten, precision
+    return Program(call, trained, shape, *told, np.empty((2, 0)), origin, stored)
 
 
 def stored_parameters(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -227,17 +238,18 @@ def checked_shape(input_shape: Sequence[int]) -> tuple[int, ...]:
 
 def _check_output(
     call: Callable[[Parameters, Array], Any], parameters: Parameters, shape: tuple[int, ...], flatten: bool
-) -> tuple[int, str]:
-    """Number of features and their precision; with float64 inputs, so that a fixed one is found out."""
+) -> tuple[int, int, str]:
+    """Number of features, breadth and precision; with float64 inputs, so that a fixed one is found out."""
     with float64_scope(), jax.numpy_dtype_promotion("standard"):
-        batch = jax.ShapeDtypeStruct((3, *shape), jnp.float64)
-        output: Any = jax.eval_shape(lambda p, x: call(cast(p, jnp.float64), x), parameters, batch)
+        batch = jax.ShapeDtypeStruct((_ROWS, *shape), jnp.float64)
+        trace = jax.make_jaxpr(lambda p, x: call(cast(p, jnp.float64), x), return_shape=True)
+        traced, output = trace(parameters, batch)
     if not isinstance(output, jax.ShapeDtypeStruct):
         raise InputError(f"the output is a {type(output).__name__}, not one array (n, p); name a layer")
-    if output.ndim < 2 or output.shape[0] != 3:
+    if output.ndim < 2 or output.shape[0] != _ROWS:
         raise InputError(
-            f"the output for 3 inputs has shape {output.shape}, expected (3, p), one row an input; name a "
-            "layer, or map over the inputs with jax.vmap"
+            f"the output for {_ROWS} inputs has shape {output.shape}, expected ({_ROWS}, p), one row an "
+            "input; name a layer, or map over the inputs with jax.vmap"
         )
     if output.ndim > 2 and not flatten:
         raise InputError(
@@ -249,7 +261,21 @@ def _check_output(
             f"the features have type {output.dtype}, too short to find or prove a set; compute them in "
             "float32 (dtype=jnp.float32), or without a type of their own (dtype=None)"
         )
-    return math.prod(output.shape[1:]), output.dtype.name
+    widths = [size // _ROWS for size in _sizes(traced.jaxpr) if size % _ROWS == 0]
+    return math.prod(output.shape[1:]), max([math.prod(shape), *widths]), output.dtype.name
+
+
+def _sizes(jaxpr: Any) -> Iterator[int]:
+    """Sizes of all arrays that a program makes, those of its inner programs included."""
+    for equation in jaxpr.eqns:
+        yield from (math.prod(variable.aval.shape) for variable in equation.outvars)
+        for value in jax.tree.leaves(equation.params, is_leaf=_is_program):
+            if _is_program(value):
+                yield from _sizes(getattr(value, "jaxpr", value))
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def probe_inputs(dim: int) -> np.ndarray:

@@ -72,7 +72,7 @@ def prepare(
     """Check the data, choose the form, and make what the steps read; inside the scope of the run."""
     phi = model.features if isinstance(model, RidgeModel) else model
     phi = phi if isinstance(phi, AbstractFeatureMap) else None
-    examples = ArraySource.of(x, y, num_inputs=phi.num_inputs if phi else None, num_features=_width(phi))
+    examples = ArraySource.of(x, y, num_inputs=phi.num_inputs if phi else None, breadth=_width(phi))
     key_split, key_order = jax.random.split(key)
     level = isinstance(model, (RidgeModel, KernelModel)) and model.has_intercept
     identity = {
@@ -216,7 +216,7 @@ def _trained(model: Model, what: str) -> RidgeModel | KernelModel:
 
 
 def _width(phi: AbstractFeatureMap | None) -> int:
-    return 1 if phi is None else phi.num_features
+    return 1 if phi is None else phi.breadth
 
 
 def _fits(phi: AbstractFeatureMap, number: int, config: KipConfig) -> bool:
@@ -238,7 +238,7 @@ def _rows(
         return x[order].astype(dtype, copy=False)
     features = np.empty((len(order), phi.num_features), dtype)
     with device_scope(dtype, wide_sums=True) as side:
-        size, phi = side.whole_rows(chunk_rows(phi.num_features, len(order))), side.everywhere(phi)
+        size, phi = side.whole_rows(chunk_rows(phi.breadth, len(order))), side.everywhere(phi)
         chunks, done = ((x[order[i : i + size]],) for i in range(0, len(order), size)), 0
         title = "features" if progress else None
         for (chunk,), mask in padded(chunks, size, total=len(order), progress=title):

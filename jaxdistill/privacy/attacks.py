@@ -145,7 +145,7 @@ def attack_set(
 
 def _examples(small: DistilledSet, pair: tuple[Any, Any], name: str) -> ArraySource:
     phi = small.features
-    found = ArraySource.of(*pair, num_inputs=phi.num_inputs, num_features=phi.num_features, name=f"{name} ")
+    found = ArraySource.of(*pair, num_inputs=phi.num_inputs, breadth=phi.breadth, name=f"{name} ")
     told, kind, k = small.recipe.get("targets"), detect_targets(found.y).value, small.y.shape[1]
     if found.num_targets != k or (told is not None and told != kind):
         raise InputError(

@@ -73,6 +73,11 @@ class ClippedFeatures(AbstractFeatureMap):
         """Length p of a feature vector."""
         return self.base.num_features
 
+    @property
+    def breadth(self) -> int:
+        """That of the map itself."""
+        return self.base.breadth
+
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch p"]:
         """Features of norm at most one."""
         phi = self.base(x)

@@ -152,7 +152,7 @@ def fit_private_ridge(
     sensitivity and the set made of it are this package's.
     """
     check_choice("spectrum", spectrum, SPECTRA)
-    source = ArraySource.of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+    source = ArraySource.of(x, y, num_inputs=features.num_inputs, breadth=features.breadth)
     told = _check_public(features, preprocess, public, spent)
     kind = detect_targets(source.y)
     c = feature_clip(features, clip)

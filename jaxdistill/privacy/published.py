@@ -87,7 +87,7 @@ def published_noise(
     Budget(epsilon, delta)
     if epsilon >= 1:
         raise BudgetError(f"epsilon is {epsilon:g}; Theorem 6.2 holds below 1 only")
-    source = ArraySource.of(x, y, num_features=1, num_inputs=None)
+    source = ArraySource.of(x, y, breadth=1, num_inputs=None)
     rows = np.asarray(labels, np.float64)
     k = source.num_targets
     if rows.ndim != 2 or rows.shape[1] != k:
@@ -173,7 +173,7 @@ def distill_published(
 
     Source: CHW, Theorem 6.2.
     """
-    source = ArraySource.of(x, y, num_features=1, num_inputs=model.features.num_inputs)
+    source = ArraySource.of(x, y, breadth=1, num_inputs=model.features.num_inputs)
     if not (isinstance(size, int) and size > 0):
         raise InputError(f"size is {size!r}; ask for a number of examples, more than k")
     if not isinstance(model.features, Linear):

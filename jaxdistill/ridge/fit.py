@@ -152,7 +152,7 @@ def fit_ridge(
     if key is not None:
         checked_key(key)
     with over(mesh):
-        source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+        source = source_of(x, y, num_inputs=features.num_inputs, breadth=features.breadth)
         if shared_mesh() is not None:
             source = SharedSource.of(source)
         if intercept and source.num_rows == 1:

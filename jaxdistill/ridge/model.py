@@ -269,7 +269,7 @@ def predict(
         raise InputError(f"x has shape {x.shape}, expected (n, {features.num_inputs})")
     parts: Iterable[np.ndarray]
     with over(mesh), device_scope(x.dtype) as side:
-        size = side.whole_rows(chunk_rows(features.num_features, max(len(x), 1)))
+        size = side.whole_rows(chunk_rows(features.breadth, max(len(x), 1)))
         rows, preprocess = unprepared(x) if side.far else (x, None)
         chunks = padded(row_chunks(rows, size), size, total=len(x), progress="predict" if progress else None)
         across = Crossing(side, x.dtype, preprocess)

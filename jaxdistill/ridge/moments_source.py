@@ -34,7 +34,7 @@ class MomentsSource(AbstractSource):
         >>> from jaxdistill.ridge.moments import accumulate_moments
         >>> from jaxdistill.ridge.source import ArraySource
         >>> phi, x = jd.features.Linear(3), np.diag([1.0, 2.0, 3.0])
-        >>> rows = ArraySource.of(x, x, num_inputs=3, num_features=3)
+        >>> rows = ArraySource.of(x, x, num_inputs=3, breadth=3)
         >>> float64, products = np.dtype("float64"), products_of("float64")
         >>> moments = accumulate_moments(phi, rows, dtype=products)
         >>> source = MomentsSource(moments, 3, rows.target_kind, products, float64, 256)

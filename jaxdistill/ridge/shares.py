@@ -30,7 +30,7 @@ class SharedSource(AbstractSource):
 
     Example:
         >>> from jaxdistill.ridge.source import ArraySource
-        >>> own = ArraySource.of(np.eye(3), np.ones((3, 1)), num_inputs=3, num_features=8)
+        >>> own = ArraySource.of(np.eye(3), np.ones((3, 1)), num_inputs=3, breadth=8)
         >>> SharedSource.of(own).num_rows  # one process has all
         3
     """

@@ -93,7 +93,7 @@ class AbstractSource(abc.ABC):
             InputError: as :meth:`ArraySource.of`, or another number of targets.
         """
         # Chunks of the same size, for which features are compiled already.
-        other = ArraySource.of(x, y, num_inputs=self.num_inputs, num_features=1, name=name)
+        other = ArraySource.of(x, y, num_inputs=self.num_inputs, breadth=1, name=name)
         if other.num_targets != self.num_targets:
             raise InputError(
                 f"{name}y has {other.num_targets} columns and the training targets {self.num_targets}; "
@@ -114,7 +114,7 @@ class ArraySource(AbstractSource):
         rows: Rows to visit, in order; None for all.
 
     Example:
-        >>> source = ArraySource.of(np.eye(3), np.ones((3, 1)), num_inputs=3, num_features=8)
+        >>> source = ArraySource.of(np.eye(3), np.ones((3, 1)), num_inputs=3, breadth=8)
         >>> [x.shape for x, y in source.select(np.array([0, 2])).chunks()]
         [(2, 3)]
     """
@@ -125,14 +125,14 @@ class ArraySource(AbstractSource):
     rows: np.ndarray | None = None
 
     @classmethod
-    def of(cls, x: Any, y: Any, *, num_inputs: int | None, num_features: int, name: str = "") -> Self:
+    def of(cls, x: Any, y: Any, *, num_inputs: int | None, breadth: int, name: str = "") -> Self:
         """Check a pair of arrays, and choose the size of chunks by the features that are made of them.
 
         Args:
             x: Inputs, shape (n, d): floats, in whatever NumPy reads.
             y: Targets, shape (n, k): likewise.
             num_inputs: d; None for whatever x has.
-            num_features: Numbers that one input becomes.
+            breadth: Numbers that one input becomes.
             name: What the arrays are called in a message, before "x" and "y".
 
         Raises:
@@ -147,7 +147,7 @@ class ArraySource(AbstractSource):
             raise InputError(
                 f"{name}y has shape {y.shape}, expected ({len(x)}, k): one row of targets an example"
             )
-        return cls(x, y, chunk_rows(num_features, len(x)))
+        return cls(x, y, chunk_rows(breadth, len(x)))
 
     @property
     def num_rows(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - known here
@@ -252,7 +252,7 @@ def data_dtype_of(rows: np.ndarray | Pixels) -> np.dtype:
     return np.dtype(np.float32) if np.array_equal(narrow.astype(rows.dtype), rows) else rows.dtype
 
 
-def chunk_bytes(num_features: int) -> int:
+def chunk_bytes(breadth: int) -> int:
     """Bytes of features in one chunk: by the memory of a device, never by what is free of it.
 
     So chunks, and with them the last bits of sums, are the same in every run on one machine.
@@ -260,13 +260,13 @@ def chunk_bytes(num_features: int) -> int:
     capacity = device_capacity(placement().devices[0])
     if capacity is None:
         return CHUNK_BYTES
-    return max(_DEVICE_BYTES, min(4 * num_features * _DEVICE_ROWS, capacity // _SHARE))
+    return max(_DEVICE_BYTES, min(4 * breadth * _DEVICE_ROWS, capacity // _SHARE))
 
 
-def chunk_rows(num_features: int, num_rows: int) -> int:
+def chunk_rows(breadth: int, num_rows: int) -> int:
     """Rows in one chunk: a multiple of the device count, bounded by memory and by the data."""
-    devices, size = len(placement().devices), chunk_bytes(num_features)
-    rows = max(256, min(size // 2**10, size // (4 * num_features)))
+    devices, size = len(placement().devices), chunk_bytes(breadth)
+    rows = max(256, min(size // 2**10, size // (4 * breadth)))
     rows = min(rows, num_rows)
     return -(-rows // devices) * devices
 

@@ -61,7 +61,7 @@ class StreamSource(AbstractSource):
         preprocess: What makes inputs of images in uint8, as those of the first piece are.
 
     Example:
-        >>> source = StreamSource.of([(np.eye(3), np.ones((3, 1)))] * 2, num_inputs=3, num_features=8)
+        >>> source = StreamSource.of([(np.eye(3), np.ones((3, 1)))] * 2, num_inputs=3, breadth=8)
         >>> [x.shape for x, y in source.chunks()], source.num_rows
         ([(6, 3)], 6)
     """
@@ -81,13 +81,13 @@ class StreamSource(AbstractSource):
     preprocess: Identity | Standardize | None = None
 
     @classmethod
-    def of(cls, rows: Any, *, num_inputs: int | None, num_features: int) -> Self:
+    def of(cls, rows: Any, *, num_inputs: int | None, breadth: int) -> Self:
         """Look at the first piece, and choose the size of chunks by the features that are made of them.
 
         Args:
             rows: Rows, an iterable of pairs ``(x, y)``, or a function that returns a fresh one.
             num_inputs: d; None for whatever x has.
-            num_features: Numbers that one input becomes.
+            breadth: Numbers that one input becomes.
 
         Raises:
             InputError: no rows, or shapes and types that do not fit.
@@ -111,7 +111,7 @@ class StreamSource(AbstractSource):
             )
         # Unlike arrays that are there anyway, chunks that wait take memory: inputs count too.
         n = _MANY if rows.num_rows is None else max(rows.num_rows, 1)
-        size = chunk_rows(max(num_features, x.shape[1]), n)
+        size = chunk_rows(max(breadth, x.shape[1]), n)
         pending = itertools.chain(read, pieces) if rows.once else None
         told = x.shape[1], y.shape[1], x.dtype, data_dtype_of(x), size, _Seen(rows.num_rows, pending=pending)
         return cls(rows, *told, unprepared(x)[1])
@@ -193,7 +193,7 @@ class StreamSource(AbstractSource):
         return pending
 
 
-def source_of(x: Any, y: Any, *, num_inputs: int | None, num_features: int) -> AbstractSource:
+def source_of(x: Any, y: Any, *, num_inputs: int | None, breadth: int) -> AbstractSource:
     """The source of what a fit is given: arrays, or with y left out a stream.
 
     Args:
@@ -201,7 +201,7 @@ def source_of(x: Any, y: Any, *, num_inputs: int | None, num_features: int) -> A
             a source as it is.
         y: Targets, shape (n, k); None with a stream.
         num_inputs: d; None for whatever x has.
-        num_features: Numbers that one input becomes.
+        breadth: Numbers that one input becomes.
 
     Raises:
         InputError: arrays without targets, a stream with them, or what does not fit.
@@ -212,10 +212,10 @@ def source_of(x: Any, y: Any, *, num_inputs: int | None, num_features: int) -> A
     if y is not None:
         if streamed or isinstance(x, AbstractSource):
             raise InputError("a stream yields pairs (x, y) itself; leave y out")
-        return ArraySource.of(x, y, num_inputs=num_inputs, num_features=num_features)
+        return ArraySource.of(x, y, num_inputs=num_inputs, breadth=breadth)
     if hasattr(x, "__array__"):
         raise InputError("x is an array, and y is missing; give targets, one row an example")
-    return StreamSource.of(x, num_inputs=num_inputs, num_features=num_features)
+    return StreamSource.of(x, num_inputs=num_inputs, breadth=breadth)
 
 
 def prefetched(items: Iterator[T], ahead: int) -> Iterator[T]:

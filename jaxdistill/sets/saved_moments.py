@@ -275,7 +275,7 @@ def collect_moments(
         (3, 3)
     """
     check_folder(path)
-    source = source_of(x, y, num_inputs=features.num_inputs, num_features=features.num_features)
+    source = source_of(x, y, num_inputs=features.num_inputs, breadth=features.breadth)
     p, k = features.num_features, source.num_targets
     start = SavedMoments(
         Moments.without_sums(np.zeros((p, p)), np.zeros((p, k)), np.zeros((k, k)), np.float64(0)),

@@ -134,13 +134,13 @@ def linear_stages(bench: Bench, name: str) -> None:
     title, x, y, t, classes = load(name, bench.quick)
     (n, d), k = x.shape, y.shape[1]
     phi = jd.features.Linear(d)
-    source = ArraySource.of(x, y, num_inputs=d, num_features=d)
+    source = ArraySource.of(x, y, num_inputs=d, breadth=d)
     product, gram = 2 * n * d * (d + k) / bench.float32, 8 * d * d / bench.back
     rows = slice(0, n, max(1, n // 512))
 
     def right(_: Any, products: str = "float32", few: Any = x[rows]) -> str:
         wide = np.asarray(few, np.float64)
-        small = ArraySource.of(few, y[rows], num_inputs=d, num_features=d)
+        small = ArraySource.of(few, y[rows], num_inputs=d, breadth=d)
         found = accumulate_moments(phi, small, dtype=products).gram
         error = np.linalg.norm(found - wide.T @ wide) / np.linalg.norm(found)
         return f"error {error:.0e}" if error < 1e-5 else f"WRONG by {error:.0e}"
@@ -170,7 +170,7 @@ def linear_stages(bench: Bench, name: str) -> None:
     images = in_bytes(x)
     bench.stage(
         f"moments of images in uint8, {title}",
-        partial(accumulate_moments, phi, ArraySource.of(images, y, num_inputs=d, num_features=d)),
+        partial(accumulate_moments, phi, ArraySource.of(images, y, num_inputs=d, breadth=d)),
         partial(right, few=in_bytes(x[rows])),
         max(product, images.bytes.nbytes / bench.copy) + gram,
     )

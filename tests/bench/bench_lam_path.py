@@ -38,7 +38,7 @@ def load() -> tuple[str, np.ndarray, np.ndarray]:
 def main() -> None:
     name, x, y = load()
     phi = jd.features.Linear(x.shape[1])
-    source = ArraySource.of(x, y, num_inputs=phi.num_inputs, num_features=phi.num_features)
+    source = ArraySource.of(x, y, num_inputs=phi.num_inputs, breadth=phi.breadth)
     held = source.select(np.arange(3000))
     product = jax.jit(lambda a: matmul(a.T, a))
     eigh = jax.jit(jnp.linalg.eigh)

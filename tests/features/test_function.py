@@ -11,6 +11,7 @@ import jaxdistill as jd
 from jaxdistill import errors
 from jaxdistill.features import Encoder, Function
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.ridge.stream import source_of
 from jaxdistill.solve.derivative import check_derivative
 
 KEY = jax.random.key(0)
@@ -166,7 +167,7 @@ def test_a_file_takes_its_own_map_back_and_no_other(kernel, tmp_path):
     ("change", "says"),
     [
         ({"apply": lambda p, x: x - jnp.mean(x, axis=0)}, "depend on the others"),
-        ({"apply": lambda p, x: jnp.sum(x)}, r"shape \(\), expected \(3, p\)"),
+        ({"apply": lambda p, x: jnp.sum(x)}, r"shape \(\), expected \(13, p\)"),
         ({"apply": lambda p, x: x[:, :2, None]}, "flatten=True"),
         ({"apply": lambda p, x: x.astype(jnp.float16)}, "type float16"),
         ({"apply": lambda p, x: p["absent"]}, r"cannot be called on .*\(12,\).*absent"),
@@ -255,3 +256,24 @@ def test_an_nnx_module_whose_call_is_jitted_is_served_unless_its_state_changes()
         Encoder.of(Jitted(nnx.Rngs(0), training=True), input_shape=(12,))
     with pytest.raises(errors.InputError, match="jitted"):
         Encoder.of(module, input_shape=(12,), layer="linear")
+
+
+def test_chunks_are_sized_by_the_largest_array_inside_and_not_by_weights():
+    """Sixteen channels of 32 x 32 pixels are more than their 64 means, and than an image."""
+    rng = np.random.default_rng(0)
+    parameters = {"filters": rng.standard_normal((3, 3, 3, 16)), "head": rng.standard_normal((16, 13 * 5))}
+
+    def network(p, x):
+        @jax.jit
+        def inside(x):
+            shape = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(x, p["filters"], (1, 1), "SAME", dimension_numbers=shape)
+
+        return jnp.tanh(inside(x)).mean(axis=(1, 2)) @ p["head"]
+
+    phi = Function(network, parameters, input_shape=(32, 32, 3))
+    assert (phi.num_features, phi.breadth) == (65, 16 * 32 * 32)
+    x = rng.standard_normal((1000, 3072)).astype(np.float32)
+    source = source_of(x, x[:, :2], num_inputs=3072, breadth=phi.breadth)
+    assert source.chunk_size == 2**24 // (4 * 16 * 32 * 32)
+    assert Function(lambda p, x: x[:, 0, 0], {}, input_shape=(32, 32, 3)).breadth == 3072

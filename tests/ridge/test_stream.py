@@ -30,7 +30,7 @@ def cut(x, y, *ends):
 @given(st.lists(st.integers(0, 300), max_size=6), st.integers(0, 2))
 def test_chunks_are_equal_whatever_the_pieces_and_begin_anywhere(ends, begin):
     x, y = problem()
-    source = StreamSource.of(cut(x, y, *sorted(ends)), num_inputs=6, num_features=2**21)
+    source = StreamSource.of(cut(x, y, *sorted(ends)), num_inputs=6, breadth=2**21)
     assert source.chunk_size == 256  # the smallest
     chunks = list(source.chunks(256 * begin))
     assert [len(a) for a, _ in chunks] == [256, 44][begin:]
@@ -40,7 +40,7 @@ def test_chunks_are_equal_whatever_the_pieces_and_begin_anywhere(ends, begin):
 
 def test_chunks_of_wide_inputs_are_no_larger_than_those_of_wide_features():
     x = np.zeros((600, 2**14), np.float32)
-    source = StreamSource.of(cut(x, np.ones((600, 1))), num_inputs=None, num_features=8)
+    source = StreamSource.of(cut(x, np.ones((600, 1))), num_inputs=None, breadth=8)
     assert source.chunk_size == 256  # 16 MB
 
 
@@ -159,7 +159,7 @@ def test_a_stream_that_ends_early_says_after_which_row():
 
 def test_arrays_and_streams_are_told_apart():
     x, y = problem()
-    assert isinstance(source_of(x.tolist(), y.tolist(), num_inputs=6, num_features=6), ArraySource)
+    assert isinstance(source_of(x.tolist(), y.tolist(), num_inputs=6, breadth=6), ArraySource)
     with pytest.raises(InputError, match="x is an array, and y is missing"):
         jd.fit_ridge(jd.features.Linear(6), x)
     with pytest.raises(InputError, match="leave y out"):
