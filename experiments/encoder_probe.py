@@ -70,7 +70,14 @@ DEEP = (
 )
 COLOURED = (
     {"channels": (32, 64, 128), "num_features": 128},
-    TrainConfig(steps=800, batch=128, learning_rate=2e-3, augment=Augmentation(flip=True, shift=2)),
+    # A slow rate, and decay, keep units from saturating or falling asleep, and so few images solvable.
+    TrainConfig(
+        steps=1500,
+        batch=128,
+        learning_rate=1e-3,
+        weight_decay=1e-2,
+        augment=Augmentation(flip=True, shift=2),
+    ),
 )
 WIDE = (
     {"channels": (64, 128, 256), "num_features": 256},
