@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeVar
 
@@ -17,6 +17,7 @@ from jaxdistill.errors import ArtifactError, InputError
 from jaxdistill.features.base import AbstractFeatureMap, check_inputs
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.numerics.placement import float64_scope
+from jaxdistill.numerics.traces import arrays_made
 
 Parameters = dict[str, Any]
 Map = TypeVar("Map", bound="AbstractProgramMap")
@@ -261,21 +262,9 @@ def _check_output(
             f"the features have type {output.dtype}, too short to find or prove a set; compute them in "
             "float32 (dtype=jnp.float32), or without a type of their own (dtype=None)"
         )
-    widths = [size // _ROWS for size in _sizes(traced.jaxpr) if size % _ROWS == 0]
-    return math.prod(output.shape[1:]), max([math.prod(shape), *widths]), output.dtype.name
-
-
-def _sizes(jaxpr: Any) -> Iterator[int]:
-    """Sizes of all arrays that a program makes, those of its inner programs included."""
-    for equation in jaxpr.eqns:
-        yield from (math.prod(variable.aval.shape) for variable in equation.outvars)
-        for value in jax.tree.leaves(equation.params, is_leaf=_is_program):
-            if _is_program(value):
-                yield from _sizes(getattr(value, "jaxpr", value))
-
-
-def _is_program(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+    sizes = (math.prod(array.shape) for array in arrays_made(traced))
+    breadth = max([math.prod(shape), *(size // _ROWS for size in sizes if size % _ROWS == 0)])
+    return math.prod(output.shape[1:]), breadth, output.dtype.name
 
 
 def probe_inputs(dim: int) -> np.ndarray:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdistill.numerics.traces import arrays_made
+
 Block = Callable[[Array, Array], Array]
 
 # Bytes that the entries of a block may take while they are computed.
@@ -27,21 +29,8 @@ def largest_array(function: Callable[..., Any], *args: jax.ShapeDtypeStruct) -> 
         >>> largest_array(lambda a: jnp.sum(a[:, None] * a), jax.ShapeDtypeStruct((5,), jnp.float32))
         100
     """
-    return _largest(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _largest(jaxpr: Any) -> int:
-    from jax.extend.core import ClosedJaxpr, Jaxpr  # loads Pallas
-
-    sizes = [0]
-    for eqn in jaxpr.eqns:
-        made: list[Any] = [out.aval for out in eqn.outvars]
-        sizes += [math.prod(array.shape) * array.dtype.itemsize for array in made]
-        for value in jax.tree.leaves(list(eqn.params.values())):
-            value = value.jaxpr if isinstance(value, ClosedJaxpr) else value
-            if isinstance(value, Jaxpr):
-                sizes.append(_largest(value))
-    return max(sizes)
+    made = arrays_made(jax.make_jaxpr(function)(*args))
+    return max((math.prod(array.shape) * array.dtype.itemsize for array in made), default=0)
 
 
 def in_blocks(block: Block, x: Array, z: Array, entries: int) -> Float[Array, "n m"]:
