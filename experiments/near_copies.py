@@ -1,0 +1,138 @@
+"""Exact sets of near copies of a few real images, for any differentiable feature map.
+
+Around an image b features are linear: ``phi(b + dx) = phi(b) + J dx``. Where the Jacobian J has rank p, a
+change of the image moves its features in any direction at all, and ridge regression with an intercept sees
+only differences: r copies of b with ``phi(b + dx_c) - phi(b) = tau q_c``, q_c the columns of an orthonormal
+basis of the weights, span them with b, however small tau is. Where J lacks rank, since rectified features
+are flat in b, several images share the work, each with copies of its own:
+
+    sum over g of phi(b_g + dx_gc) - phi(b_g) = tau q_c,    dx_gc = J_g^T (sum over g of J_g J_g^T)^-1 tau q_c
+
+to first order, and chord steps with the same Jacobians take up the rest. Columns are independent of each
+other: one p x p factorisation serves all. What bounds tau from below is the rounding of the stored images.
+
+Source: this package.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from jaxdistill.features import AbstractFeatureMap
+from jaxdistill.numerics.linalg import in_float64
+
+# Rows of a Jacobian that are computed side by side.
+ROWS = 16
+# Shift of the p x p matrix, relative to its largest eigenvalue: features that are flat in every image.
+SHIFT = 1e-12
+# Chord steps at most; what a step has to leave at most, relative to what it found.
+STEPS, HARDLY = 12, 0.7
+
+
+def near_copies(
+    phi: AbstractFeatureMap,
+    basis: Float[np.ndarray, "p r"],
+    images: Float[np.ndarray, "g d"],
+    change: float,
+    *,
+    tolerance: float = 1e-6,
+    progress: bool = False,
+) -> tuple[Float[np.ndarray, "m d"], float]:
+    """Every image and r near copies of it, whose centred features together span the basis.
+
+    Args:
+        phi: Feature map.
+        basis: Q, orthonormal columns, shape (p, r).
+        images: Real images b_g, shape (g, d).
+        change: Root mean square change of a copy, in the images' units, to first order.
+        tolerance: Residual, relative to tau, at which to stop.
+        progress: Whether to show a bar.
+
+    Returns:
+        Inputs of m = (r + 1) g examples in float64: the images, then a copy of each, then the next; and the
+        largest residual of a column, relative to tau.
+    """
+    (count, d), (p, rank) = images.shape, basis.shape
+    images = images.astype(np.float64)
+    bar = partial(tqdm, disable=not progress, leave=False)
+    # Float32 serves: chord steps need a direction, and their residuals are measured in float64.
+    slopes = np.stack([_jacobian(phi, jnp.asarray(x, jnp.float32)) for x in bar(images, desc="Jacobians")])
+    gram = sum(np.asarray(slope, np.float64) @ slope.T for slope in slopes)
+    largest = scipy.linalg.eigvalsh(gram, subset_by_index=[p - 1, p - 1])[0]
+    factor = scipy.linalg.cho_factor(gram + SHIFT * largest * np.eye(p), lower=True)
+
+    def changes(gap: Float[np.ndarray, "p r"]) -> Float[np.ndarray, "r g d"]:
+        push = scipy.linalg.cho_solve(factor, gap)
+        return np.stack([push.T @ slope for slope in slopes], axis=1)
+
+    still = _features(phi, images)
+    moved = changes(basis)
+    tau = change / np.sqrt(np.mean(moved**2))
+    moved, best, found = tau * moved, np.inf, moved
+    for _ in bar(range(STEPS), desc="chord steps"):
+        there = _features(phi, (images + moved).reshape(-1, d)).reshape(rank, count, p)
+        gap = basis - (there - still).sum(axis=1).T / tau
+        residual = float(np.linalg.norm(gap, axis=0).max())
+        helped, hardly = residual < best, residual > HARDLY * best
+        if helped:
+            best, found = residual, moved
+        if hardly or best <= tolerance:
+            break
+        moved = moved + tau * changes(gap)
+    return np.concatenate([images, (images + found).reshape(-1, d)]), best
+
+
+@jax.jit
+def _jacobian(phi: AbstractFeatureMap, x: Float[Array, " d"]) -> Float[Array, "p d"]:
+    back = jax.linear_transpose(jax.linearize(phi, x)[1], x)
+    eye = jnp.eye(phi.num_features, dtype=x.dtype)
+    return jax.lax.map(lambda row: back(row)[0], eye, batch_size=ROWS)
+
+
+def _features(phi: AbstractFeatureMap, x: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m p"]:
+    parts = np.array_split(x, -(-len(x) // ROWS))
+    return np.concatenate([np.asarray(in_float64(_apply, phi, part)) for part in parts])
+
+
+@jax.jit
+def _apply(phi: AbstractFeatureMap, x: ArrayLike) -> Array:
+    return phi(jnp.asarray(x))
+
+
+def covering_rows(
+    features: Float[np.ndarray, "n p"], classes: np.ndarray, count: int, depth: float
+) -> np.ndarray:
+    """Rows of real images, balanced over classes, in which together every feature is well above zero.
+
+    Greedily, the image that takes most of what is left, ``sum over j of exp(-sum of f_j / depth) / n_j``,
+    n_j the number of images that wake feature j: rare ones come first.
+
+    Args:
+        features: Nonnegative features, shape (n, p).
+        classes: Class of every image, shape (n,).
+        count: Images to choose.
+        depth: A feature's size that is well above zero.
+
+    Returns:
+        Rows, shape (count,), the j-th of a class of its own among each k in turn.
+    """
+    number = int(classes.max()) + 1
+    left = 1 / np.maximum((features > 0).sum(axis=0), 1)
+    shrink = np.exp(-features / depth)
+    rows: list[int] = []
+    for slot in range(count):
+        turn = rows[slot - slot % number :]
+        free = ~np.isin(classes, classes[turn])
+        free[rows] = False
+        gains = np.where(free, (1 - shrink) @ left, -1.0)
+        rows.append(int(np.argmax(gains)))
+        left = left * shrink[rows[-1]]
+    return np.asarray(rows)
