@@ -16,6 +16,7 @@ Source: this package.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -41,7 +42,7 @@ def near_copies(
     phi: AbstractFeatureMap,
     basis: Float[np.ndarray, "p r"],
     images: Float[np.ndarray, "g d"],
-    change: float,
+    changes: Sequence[float],
     *,
     tolerance: float = 1e-6,
     progress: bool = False,
@@ -52,16 +53,17 @@ def near_copies(
         phi: Feature map.
         basis: Q, orthonormal columns, shape (p, r).
         images: Real images b_g, shape (g, d).
-        change: Root mean square change of a copy, in the images' units, to first order.
+        changes: Root mean square changes of a copy, in the images' units and to first order, to choose from:
+            small ones drown in the rounding of the stored images, large ones leave what is linear.
         tolerance: Residual, relative to tau, at which to stop.
         progress: Whether to show a bar.
 
     Returns:
-        Inputs of m = (r + 1) g examples in float64: the images, then a copy of each, then the next; and the
-        largest residual of a column, relative to tau.
+        Inputs of m = (r + 1) g examples in float32, the images, then a copy of each, then the next, of the
+        change that serves best once rounded; and what the basis then loses, the largest of its columns.
     """
     (count, d), (p, rank) = images.shape, basis.shape
-    images = images.astype(np.float64)
+    images = images.astype(np.float32).astype(np.float64)  # kept as they are, beside their copies
     bar = partial(tqdm, disable=not progress, leave=False)
     # Float32 serves: chord steps need a direction, and their residuals are measured in float64.
     slopes = np.stack([_jacobian(phi, jnp.asarray(x, jnp.float32)) for x in bar(images, desc="Jacobians")])
@@ -69,25 +71,37 @@ def near_copies(
     largest = scipy.linalg.eigvalsh(gram, subset_by_index=[p - 1, p - 1])[0]
     factor = scipy.linalg.cho_factor(gram + SHIFT * largest * np.eye(p), lower=True)
 
-    def changes(gap: Float[np.ndarray, "p r"]) -> Float[np.ndarray, "r g d"]:
+    def moves(gap: Float[np.ndarray, "p r"]) -> Float[np.ndarray, "r g d"]:
         push = scipy.linalg.cho_solve(factor, gap)
         return np.stack([push.T @ slope for slope in slopes], axis=1)
 
-    still = _features(phi, images)
-    moved = changes(basis)
-    tau = change / np.sqrt(np.mean(moved**2))
-    moved, best, found = tau * moved, np.inf, moved
-    for _ in bar(range(STEPS), desc="chord steps"):
-        there = _features(phi, (images + moved).reshape(-1, d)).reshape(rank, count, p)
-        gap = basis - (there - still).sum(axis=1).T / tau
-        residual = float(np.linalg.norm(gap, axis=0).max())
-        helped, hardly = residual < best, residual > HARDLY * best
-        if helped:
+    still, first = _features(phi, images), moves(basis)
+    chosen, least = images, np.inf
+    for change in bar(changes, desc="sizes of the change"):
+        tau = change / np.sqrt(np.mean(first**2))
+        moved, best, found = tau * first, np.inf, tau * first
+        for _ in range(STEPS):
+            there = _features(phi, (images + moved).reshape(-1, d)).reshape(rank, count, p)
+            gap = basis - (there - still).sum(axis=1).T / tau
+            residual = np.linalg.norm(gap, axis=0).max()
+            if not residual < HARDLY * best:
+                break
             best, found = residual, moved
-        if hardly or best <= tolerance:
-            break
-        moved = moved + tau * changes(gap)
-    return np.concatenate([images, (images + found).reshape(-1, d)]), best
+            if best <= tolerance:
+                break
+            moved = moved + tau * moves(gap)
+        x = np.concatenate([images, (images + found).reshape(-1, d)]).astype(np.float32)
+        lost = _lost(_features(phi, x.astype(np.float64)), basis)
+        if lost < least:
+            chosen, least = x, lost
+    return chosen, least
+
+
+def _lost(features: Float[np.ndarray, "m p"], basis: Float[np.ndarray, "p r"]) -> float:
+    """The largest part of a column that the centred rows do not hold."""
+    rows = features - features.mean(axis=0)
+    mix = np.linalg.lstsq(rows.T, basis, rcond=None)[0]
+    return float(np.linalg.norm(basis - rows.T @ mix, axis=0).max())
 
 
 @jax.jit

@@ -29,6 +29,7 @@ import common
 import numpy as np
 from efficientnet_lite import SCALE, network_units, pretrained_features
 from near_copies import covering_rows, near_copies
+from waking import wake
 
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
 from jaxdistill.distill import distill
@@ -56,8 +57,8 @@ SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_er
 BATCH = 100
 # Images, a class, in which a feature is to be alive: it has k equations, and moves in no others.
 ALIVE = 2
-# Near copies: root mean square change in pixels (80 dB), and the size of a feature that is well awake.
-CHANGE, AWAKE = 1e-4, 0.05
+# Near copies: root mean square changes in pixels, in dB, and the size of a feature that is well awake.
+CHANGES, AWAKE = (85, 80, 75, 70, 65), 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +212,12 @@ def _solved(
         named, k = probe.y.argmax(axis=1), probe.y.shape[1]
         basis = np.linalg.svd(model.weights, full_matrices=False)[0][:, : k - 1]  # class rows sum to one
         rows = covering_rows(probe.train, named, m // k, AWAKE)
-        real = _inputs(probe.data.x_train[rows[np.argsort(named[rows])]])
-        x, more["residual"] = near_copies(phi, basis, real, CHANGE / SCALE, progress=True)
-        x = x.astype(np.float32)
+        rows = rows[np.argsort(named[rows])]
+        real = images = _inputs(probe.data.x_train[rows])
+        if np.any(probe.train[rows].max(axis=0) == 0):
+            images = wake(real, options.side, probe.data.example_shape)
+        changes = [10 ** (-decibels / 20) / SCALE for decibels in CHANGES]
+        x, more["lost"] = near_copies(phi, basis, images, changes, progress=True)
         more["psnr"] = common.psnr(SCALE * (x - np.tile(real, (k, 1))))
         order = np.eye(k, dtype=np.float32)[np.arange(m) % k]
         small = distill(model, size=m, realistic="fixed", reference=(x, order), dtype=np.float32, key=key)
