@@ -35,6 +35,7 @@ import jax
 import numpy as np
 from curves import Curve, Panel, draw_panels
 from flax.traverse_util import unflatten_dict
+from near_copies import copies_of
 from synthetic import dataset_path
 
 from jaxdistill.data.augment import Augmentation
@@ -57,10 +58,10 @@ from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.solve.box import pixel_box
 
 KEYS = ("dataset", "activation", "ipc", "method")
-SOLVED = ("spanning", "boxed")
+SOLVED = ("spanning", "boxed", "copies")
 METHODS = (*SOLVED, *BASELINES, "kip")
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
-NAMES = {"boxed": "spanning, pixels in [0, 1]"}
+NAMES = {"boxed": "spanning, pixels in [0, 1]", "copies": "near copies"}
 # Trained in seconds: a small encoder for digits, a deeper one for images of CIFAR's shape. For CIFAR itself
 # one that takes minutes on two cores, and a wide one that takes a fraction of one on an accelerator.
 SMALL = ({"channels": (16, 32), "num_features": 128}, TrainConfig(steps=800, batch=128, learning_rate=2e-3))
@@ -124,8 +125,10 @@ def _extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--starts", type=int, default=4, help="real starts, side by side")
     parser.add_argument("--steps", type=int, default=200, help="of Levenberg-Marquardt, at most")
     parser.add_argument("--seconds", type=float, help="for a try at a spanning set; default no limit")
-    own = [method for method in METHODS if method != "boxed"]
-    parser.add_argument("--methods", nargs="+", default=own, choices=METHODS, help="default: all but boxed")
+    own = [method for method in METHODS if method not in ("boxed", "copies")]
+    parser.add_argument(
+        "--methods", nargs="+", default=own, choices=METHODS, help="default: not boxed, copies"
+    )
     parser.add_argument("--train-steps", type=int, help="of an encoder; default as the data need")
     parser.add_argument("--learning-rate", type=float, help="of an encoder; default as the data need")
     parser.add_argument("--weight-decay", type=float, help="of an encoder; default as the data need")
@@ -197,8 +200,11 @@ def _measure(
     start, more = perf_counter(), {}
     if method in SOLVED:
         box = pixel_box(task.preprocess, dtype=np.float32) if method == "boxed" else None
-        small, began = _solved(options, model, task, m, box, key)
-        more["solver"] = small.recipe["solver"]
+        if method == "copies":
+            small, began = copies_of(model, np.asarray(task.x), task.y, m, key)
+        else:
+            small, began = _solved(options, model, task, m, box, key)
+            more["solver"] = small.recipe["solver"]
         if began is not None:
             change = task.preprocess.inverse(small.x) - task.preprocess.inverse(began)
             if change.any():
@@ -385,7 +391,8 @@ def _figures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
         curves = []
         for method in reversed(METHODS):  # the exact sets on top
             found = sorted((row for row in own if row["method"] == method), key=lambda row: row["ipc"])
-            name, style = NAMES.get(method, method), {"spanning": "k*-", "boxed": "k+-"}.get(method, "o--")
+            name = NAMES.get(method, method)
+            style = {"spanning": "k*-", "boxed": "k+-", "copies": "kd-"}.get(method, "o--")
             parts = {name: (found, style)}
             if method in SOLVED:
                 missed = [row for row in found if not row["exact"]]
@@ -403,8 +410,8 @@ def _figures(options: Any, rows: list[dict[str, Any]]) -> list[Path]:
             exact.sort(key=lambda row: row["ipc"])
             if exact:
                 values = [row["ipc"] for row in exact], [row["psnr"] for row in exact]
-                end = "" if method == "spanning" else ", pixels in [0, 1]"
-                near.append(Curve(f"{activation}{end}", *values, "*-" if method == "spanning" else "+--"))
+                end = {"boxed": ", pixels in [0, 1]", "copies": ", near copies"}.get(method, "")
+                near.append(Curve(f"{activation}{end}", *values, "+--" if end else "*-"))
     name, note = f"{_stem(options)}_encoder_probe", common.command_line()
     drawn = [draw_panels(panels, options.figures / f"{name}.png", note)]
     if any(len(curve.x) > 1 for curve in near):
@@ -427,7 +434,7 @@ def _pictures(options: Any, task_of: Callable[[], Task], measured: common.Rows) 
         path, judged = _set_path(options, setting), measured.find(**setting)
         if path.exists() and judged is not None:
             small = DistilledSet.load(path)
-            end = "" if setting["method"] == "spanning" else "\nin [0, 1]"
+            end = {"boxed": "\nin [0, 1]", "copies": "\nnear copies"}.get(setting["method"], "")
             end += "" if judged["exact"] else "\nnot exact"
             label = f"{setting['activation']},\n{setting['ipc']} per class{end}"
             rows.append(Row(label, small.images[:k]))

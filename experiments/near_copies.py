@@ -27,8 +27,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from jaxdistill.distill import distill
 from jaxdistill.features import AbstractFeatureMap
 from jaxdistill.numerics.linalg import in_float64
+from jaxdistill.ridge.model import RidgeModel, predict
+from jaxdistill.sets.artifact import DistilledSet
 
 # Rows of a Jacobian that are computed side by side.
 ROWS = 16
@@ -36,6 +39,8 @@ ROWS = 16
 SHIFT = 1e-12
 # Chord steps at most; what a step has to leave at most, relative to what it found.
 STEPS, HARDLY = 12, 0.7
+# Root mean square changes to choose from, relative to the spread of the data.
+CHANGES = (1e-4, 1e-3, 1e-2)
 
 
 def near_copies(
@@ -95,6 +100,37 @@ def near_copies(
         if lost < least:
             chosen, least = x, lost
     return chosen, least
+
+
+def copies_of(
+    model: RidgeModel, x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n k"], m: int, key: Array
+) -> tuple[DistilledSet, np.ndarray]:
+    """A set of m: real images with near copies, and real ones alone where there is no room for copies.
+
+    Args:
+        model: The model.
+        x: Real images, shape (n, d).
+        y: Their one-hot classes, shape (n, k).
+        m: Size, above the rank of the weights.
+        key: Random key.
+
+    Returns:
+        The set, with soft labels and inputs in float32; and the real images behind its inputs, shape (m, d).
+    """
+    basis = np.linalg.svd(model.weights, full_matrices=False)[0][:, : np.linalg.matrix_rank(model.weights)]
+    rank = basis.shape[1]
+    count, spare = divmod(m, rank + 1)
+    awake = np.abs(predict(model.features, np.eye(len(basis)), x))
+    rows = covering_rows(awake, y.argmax(axis=1), count + spare, float(np.mean(awake)))
+    bases, others = x[rows[:count]], x[rows[count:]]
+    changes = [change * float(x.std()) for change in CHANGES]
+    found = np.concatenate([near_copies(model.features, basis, bases, changes)[0], others])
+    # Balanced rows are asked for, and labels are computed: any classes in turn do.
+    order = np.eye(y.shape[1])[np.arange(m) % y.shape[1]]
+    small = distill(model, size=m, realistic="fixed", reference=(found, order), dtype=np.float32, key=key)
+    real = np.concatenate([np.tile(bases, (rank + 1, 1)), others])
+    nearest = [np.argmin(np.sum((real - one) ** 2, axis=1)) for one in small.x]
+    return small, real[nearest]
 
 
 def _lost(features: Float[np.ndarray, "m p"], basis: Float[np.ndarray, "p r"]) -> float:
