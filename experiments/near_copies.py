@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ from jaxdistill.features import AbstractFeatureMap
 from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.ridge.model import RidgeModel, predict
 from jaxdistill.sets.artifact import DistilledSet
+from jaxdistill.solve.spanning import least_squares_mix, orthonormal_basis
 
 # Rows of a Jacobian that are computed side by side.
 ROWS = 16
@@ -80,13 +80,15 @@ def near_copies(
         push = scipy.linalg.cho_solve(factor, gap)
         return np.stack([push.T @ slope for slope in slopes], axis=1)
 
-    still, first = _features(phi, images), moves(basis)
+    # The package evaluates products of features, in the precision of the inputs.
+    features = partial(predict, phi, np.eye(p))
+    still, first = features(images), moves(basis)
     chosen, least = images, np.inf
     for change in bar(changes, desc="sizes of the change"):
         tau = change / np.sqrt(np.mean(first**2))
         moved, best, found = tau * first, np.inf, tau * first
         for _ in range(STEPS):
-            there = _features(phi, (images + moved).reshape(-1, d)).reshape(rank, count, p)
+            there = features((images + moved).reshape(-1, d)).reshape(rank, count, p)
             gap = basis - (there - still).sum(axis=1).T / tau
             residual = np.linalg.norm(gap, axis=0).max()
             if not residual < HARDLY * best:
@@ -96,7 +98,7 @@ def near_copies(
                 break
             moved = moved + tau * moves(gap)
         x = np.concatenate([images, (images + found).reshape(-1, d)]).astype(np.float32)
-        lost = _lost(_features(phi, x.astype(np.float64)), basis)
+        lost = _lost(features(x.astype(np.float64)), basis)
         if lost < least:
             chosen, least = x, lost
     return chosen, least
@@ -117,27 +119,32 @@ def copies_of(
     Returns:
         The set, with soft labels and inputs in float32; and the real images behind its inputs, shape (m, d).
     """
-    basis = np.linalg.svd(model.weights, full_matrices=False)[0][:, : np.linalg.matrix_rank(model.weights)]
-    rank = basis.shape[1]
+    rank = int(np.linalg.matrix_rank(model.weights))
+    basis = in_float64(partial(orthonormal_basis, rank=rank), model.weights)
     count, spare = divmod(m, rank + 1)
     awake = np.abs(predict(model.features, np.eye(len(basis)), x))
     rows = covering_rows(awake, y.argmax(axis=1), count + spare, float(np.mean(awake)))
     bases, others = x[rows[:count]], x[rows[count:]]
     changes = [change * float(x.std()) for change in CHANGES]
     found = np.concatenate([near_copies(model.features, basis, bases, changes)[0], others])
-    # Balanced rows are asked for, and labels are computed: any classes in turn do.
-    order = np.eye(y.shape[1])[np.arange(m) % y.shape[1]]
-    small = distill(model, size=m, realistic="fixed", reference=(found, order), dtype=np.float32, key=key)
+    small = as_set(model, found, key)
     real = np.concatenate([np.tile(bases, (rank + 1, 1)), others])
     nearest = [np.argmin(np.sum((real - one) ** 2, axis=1)) for one in small.x]
     return small, real[nearest]
 
 
+def as_set(model: RidgeModel, x: Float[np.ndarray, "m d"], key: Array) -> DistilledSet:
+    """The set of all these inputs, in float32, in another order within every k-th."""
+    k = model.weights.shape[1]
+    # Balanced rows are asked for, and labels are computed: any classes in turn do.
+    order = np.eye(k)[np.arange(len(x)) % k]
+    return distill(model, size=len(x), realistic="fixed", reference=(x, order), dtype=np.float32, key=key)
+
+
 def _lost(features: Float[np.ndarray, "m p"], basis: Float[np.ndarray, "p r"]) -> float:
     """The largest part of a column that the centred rows do not hold."""
-    rows = features - features.mean(axis=0)
-    mix = np.linalg.lstsq(rows.T, basis, rcond=None)[0]
-    return float(np.linalg.norm(basis - rows.T @ mix, axis=0).max())
+    mix = in_float64(partial(least_squares_mix, intercept=True), features, basis)
+    return float(np.linalg.norm(basis - features.T @ mix, axis=0).max())
 
 
 @jax.jit
@@ -145,16 +152,6 @@ def _jacobian(phi: AbstractFeatureMap, x: Float[Array, " d"]) -> Float[Array, "p
     back = jax.linear_transpose(jax.linearize(phi, x)[1], x)
     eye = jnp.eye(phi.num_features, dtype=x.dtype)
     return jax.lax.map(lambda row: back(row)[0], eye, batch_size=ROWS)
-
-
-def _features(phi: AbstractFeatureMap, x: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m p"]:
-    parts = np.array_split(x, -(-len(x) // ROWS))
-    return np.concatenate([np.asarray(in_float64(_apply, phi, part)) for part in parts])
-
-
-@jax.jit
-def _apply(phi: AbstractFeatureMap, x: ArrayLike) -> Array:
-    return phi(jnp.asarray(x))
 
 
 def covering_rows(

@@ -28,7 +28,7 @@ from typing import Any
 import common
 import numpy as np
 from efficientnet_lite import SCALE, network_units, pretrained_features
-from near_copies import covering_rows, near_copies
+from near_copies import as_set, covering_rows, near_copies
 from waking import wake
 
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
@@ -39,12 +39,14 @@ from jaxdistill.evaluate.certify import certify
 from jaxdistill.features import AbstractFeatureMap, Linear
 from jaxdistill.kip import KipConfig, train
 from jaxdistill.numerics.files import write_atomically
+from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.pipeline import parse_validation, split_keys
 from jaxdistill.plots import Row, draw_rows
 from jaxdistill.ridge.fit import fit_ridge
 from jaxdistill.ridge.model import RidgeModel, predict
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import load_set
+from jaxdistill.solve.spanning import orthonormal_basis
 
 KEYS = ("dataset", "side", "train", "test", "ipc", "method")
 # Sets of real images, of points in feature space, and of images that are solved for.
@@ -210,7 +212,8 @@ def _solved(
         more["steps"] = options.kip_steps
     elif method == "copies":
         named, k = probe.y.argmax(axis=1), probe.y.shape[1]
-        basis = np.linalg.svd(model.weights, full_matrices=False)[0][:, : k - 1]  # class rows sum to one
+        # Class rows sum to one: with an intercept the weights have rank k - 1.
+        basis = in_float64(partial(orthonormal_basis, rank=k - 1), model.weights)
         rows = covering_rows(probe.train, named, m // k, AWAKE)
         rows = rows[np.argsort(named[rows])]
         real = images = _inputs(probe.data.x_train[rows])
@@ -219,8 +222,7 @@ def _solved(
         changes = [10 ** (-decibels / 20) / SCALE for decibels in CHANGES]
         x, more["lost"] = near_copies(phi, basis, images, changes, progress=True)
         more["psnr"] = common.psnr(SCALE * (x - np.tile(real, (k, 1))))
-        order = np.eye(k, dtype=np.float32)[np.arange(m) % k]
-        small = distill(model, size=m, realistic="fixed", reference=(x, order), dtype=np.float32, key=key)
+        small = as_set(model, x, key)
     else:
         start = _inputs(probe.data.x_train[_lively_rows(probe, m)])
         solver = SolverOptions(start=start[None], seconds=options.seconds)
