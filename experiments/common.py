@@ -19,6 +19,7 @@ import psutil
 
 from jaxdistill.numerics.files import write_atomically
 from jaxdistill.numerics.memory import format_bytes
+from jaxdistill.sets.artifact import DistilledSet
 
 HERE = Path(__file__).parent
 
@@ -60,6 +61,13 @@ def peaks() -> dict[str, int]:
     host = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"peak_bytes": host} | ({} if device is None else {"device_peak_bytes": device})
+
+
+def copied(small: DistilledSet) -> np.ndarray:
+    """The real image behind every input of a set of near copies, shape (m, d)."""
+    solver = small.recipe["solver"]
+    real = small.x[: len(small.x) - solver["images"] * solver["copies"]]  # copies follow them
+    return real[[np.argmin(np.sum((real - one) ** 2, axis=1)) for one in small.x]]
 
 
 def psnr(change: np.ndarray) -> float:

@@ -35,7 +35,6 @@ import jax
 import numpy as np
 from curves import Curve, Panel, draw_panels
 from flax.traverse_util import unflatten_dict
-from near_copies import copies_of
 from synthetic import dataset_path
 
 from jaxdistill.data.augment import Augmentation
@@ -201,10 +200,12 @@ def _measure(
     if method in SOLVED:
         box = pixel_box(task.preprocess, dtype=np.float32) if method == "boxed" else None
         if method == "copies":
-            small, began = copies_of(model, np.asarray(task.x), task.y, m, key)
+            data = np.asarray(task.x), task.y
+            small = distill(model, size=m, realistic="copies", reference=data, dtype=np.float32, key=key)
+            began = common.copied(small)
         else:
             small, began = _solved(options, model, task, m, box, key)
-            more["solver"] = small.recipe["solver"]
+        more["solver"] = small.recipe["solver"]
         if began is not None:
             change = task.preprocess.inverse(small.x) - task.preprocess.inverse(began)
             if change.any():

@@ -28,7 +28,6 @@ from typing import Any
 import common
 import numpy as np
 from efficientnet_lite import SCALE, network_units, pretrained_features
-from near_copies import as_set, covering_rows, near_copies
 from waking import wake
 
 from jaxdistill.data.datasets import Dataset, load_dataset, one_hot
@@ -39,14 +38,13 @@ from jaxdistill.evaluate.certify import certify
 from jaxdistill.features import AbstractFeatureMap, Linear
 from jaxdistill.kip import KipConfig, train
 from jaxdistill.numerics.files import write_atomically
-from jaxdistill.numerics.linalg import in_float64
 from jaxdistill.pipeline import parse_validation, split_keys
 from jaxdistill.plots import Row, draw_rows
 from jaxdistill.ridge.fit import fit_ridge
 from jaxdistill.ridge.model import RidgeModel, predict
 from jaxdistill.sets.artifact import DistilledSet
 from jaxdistill.sets.kernel_set import load_set
-from jaxdistill.solve.spanning import orthonormal_basis
+from jaxdistill.solve.covering import covering_rows
 
 KEYS = ("dataset", "side", "train", "test", "ipc", "method")
 # Sets of real images, of points in feature space, and of images that are solved for.
@@ -57,10 +55,6 @@ NAMES = {"copies": "near copies", "means": "means of features", "kmeans": "k-mea
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
 # Images in a batch whose features are computed.
 BATCH = 100
-# Images, a class, in which a feature is to be alive: it has k equations, and moves in no others.
-ALIVE = 2
-# Near copies: root mean square changes in pixels, in dB, and the size of a feature that is well awake.
-CHANGES, AWAKE = (85, 80, 75, 70, 65), 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,20 +205,20 @@ def _solved(
         small = train(model, x, probe.y, config, key=key).small
         more["steps"] = options.kip_steps
     elif method == "copies":
-        named, k = probe.y.argmax(axis=1), probe.y.shape[1]
-        # Class rows sum to one: with an intercept the weights have rank k - 1.
-        basis = in_float64(partial(orthonormal_basis, rank=k - 1), model.weights)
-        rows = covering_rows(probe.train, named, m // k, AWAKE)
-        rows = rows[np.argsort(named[rows])]
-        real = images = _inputs(probe.data.x_train[rows])
+        # Rectified features: an image that has one awake moves it.
+        rows = covering_rows(probe.train, probe.y.argmax(axis=1), m // probe.y.shape[1])
+        real: np.ndarray | None = None
+        told: dict[str, Any] = {"reference": (_inputs(probe.data.x_train[: len(probe.y)]), probe.y)}
         if np.any(probe.train[rows].max(axis=0) == 0):
-            images = wake(real, options.side, probe.data.example_shape)
-        changes = [10 ** (-decibels / 20) / SCALE for decibels in CHANGES]
-        x, more["lost"] = near_copies(phi, basis, images, changes, progress=True)
-        more["psnr"] = common.psnr(SCALE * (x - np.tile(real, (k, 1))))
-        small = as_set(model, x, key)
+            real = _inputs(probe.data.x_train[rows])
+            woken = wake(real, options.side, probe.data.example_shape)
+            told = {"solver": SolverOptions(start=woken)}
+        small = distill(model, size=m, realistic="copies", dtype=np.float32, key=key, progress=True, **told)
+        more["solver"] = small.recipe["solver"]
+        behind = common.copied(small) if real is None else np.tile(real, (m // len(rows), 1))
+        more["psnr"] = common.psnr(SCALE * (small.x - behind))
     else:
-        start = _inputs(probe.data.x_train[_lively_rows(probe, m)])
+        start = _inputs(probe.data.x_train[covering_rows(probe.train, probe.y.argmax(axis=1), m)])
         solver = SolverOptions(start=start[None], seconds=options.seconds)
         small = distill(model, size=m, solver=solver, dtype=np.float32, key=key, progress=True)
         more["solver"] = small.recipe["solver"]
@@ -234,25 +228,6 @@ def _solved(
     images = small.images
     more |= {"low": float(images.min()), "high": float(images.max())}
     return small, more
-
-
-def _lively_rows(probe: Probe, m: int) -> np.ndarray:
-    """Real images to start from, balanced over classes, that together leave no feature at zero.
-
-    Where ReLU6 is flat in an image its feature does not move: each feature has k equations, and so wants
-    k images in which it is alive. Greedily, the image that serves most of the features that lack some.
-    """
-    k, named = probe.y.shape[1], probe.y.argmax(axis=1)
-    alive = (probe.train > 0).astype(np.float32)
-    lacking = np.full(alive.shape[1], float(ALIVE * k), np.float32)
-    rows = np.empty(m, int)
-    free = np.ones(len(alive), bool)
-    for slot in range(m):
-        scores = alive @ np.maximum(lacking, 0)
-        rows[slot] = np.argmax(np.where(free & (named == slot % k), scores, -1.0))
-        free[rows[slot]] = False
-        lacking -= alive[rows[slot]]
-    return rows
 
 
 def _set_path(options: Any, setting: dict[str, Any]) -> Path:

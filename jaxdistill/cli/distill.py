@@ -26,7 +26,7 @@ from jaxdistill.cli.steps import (
     writable_folder,
 )
 
-REALISTIC = ("closest", "features", "inverse", "fixed")
+REALISTIC = ("closest", "copies", "features", "inverse", "fixed")
 STARTS = ("real", "noise", "closed", "preimages")
 SUPPORTS = ("balanced", "pivoted", "kmeans")
 

@@ -140,6 +140,13 @@ def _head(r: dict[str, Any]) -> list[str]:
             f"residual {found['residual']:.1e}, {ended} on rung {found['rung']} of {found['rungs']} "
             f"({found['began']})"
         )
+    elif r["solver"] is not None and "copies" in r["solver"]:
+        found = r["solver"]
+        ended = "" if found["reached"] else "; more images leave less"
+        lines.append(
+            f"solver       {found['images']} real images, {found['copies']} copies of each, changed by "
+            f"{found['change']:.1e}; {found['outside']:.1e} of a direction left out{ended}"
+        )
     return lines
 
 

@@ -91,7 +91,9 @@ def distill(
         larger_root: Which root of ``s / (s^2 + lam_s) = s'`` to take, one for all or one per singular
             value in decreasing order; the smaller exists for lam_s > 0 only.
         realistic: None for noise; "closest", exact near real examples, in closed form for linear maps
-            without a box and by the spanning equations for others; "features", the nearest spanning set
+            without a box and by the spanning equations for others; "copies", a few real examples and near
+            copies of them (:func:`~jaxdistill.solve.near_copies.near_copies`), exact in seconds for any map
+            whose features they move, from (rank + 1) ceil(p / d) on; "features", the nearest spanning set
             in features, inverted; "inverse", the nearest inverse (CHW Corollary 4.1.1); "fixed", real
             examples with new labels.
         reference: Real examples ``(x, y)``, shapes (n, d) and (n, k), of which m are drawn; or a stream of
@@ -172,7 +174,8 @@ def distill(
         "ask for fewer examples or use fewer features",
     )
     key_pick, key_labels, key_noise = split_key(checked_key(key), 3)
-    if realistic is not None and reference is None:
+    given = plan.construction is Construction.COPIES and options.start is not None
+    if realistic is not None and reference is None and not given:
         raise InputError(f"realistic={realistic!r} needs real examples; pass reference=(x, y)")
     solved = None
     if plan.iterative:

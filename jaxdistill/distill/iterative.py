@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.distill.compiled import features_of_factors, noisy_factors
+from jaxdistill.distill.copies import find_copies
+from jaxdistill.distill.found import Found
 from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.plan import Construction, Plan, spanning_rows
 from jaxdistill.distill.reference import pick_reference
@@ -31,20 +33,6 @@ _CHECKED = 4
 _BELOW_ROUNDING = 1e-2
 # Examples, relative to the rank of the weights, below which small features are a rung of the ladder.
 _FEW = 3
-
-
-class Found(NamedTuple):
-    """Inputs, the share of the predictions that they lose, and the report in types that JSON keeps.
-
-    Args:
-        x: Inputs, shape (m, d), float64.
-        lost: Share of the squared predictions that is lost; 0 where the equations are solved for.
-        report: What the solver did.
-    """
-
-    x: np.ndarray
-    lost: float
-    report: dict[str, Any]
 
 
 def find_inputs(
@@ -72,6 +60,9 @@ def find_inputs(
         InverseError: a map without a derivative, or a closed-form start without a closed form.
         ConvergenceError: exactness was demanded and not reached.
     """
+    if plan.construction is Construction.COPIES:
+        told: dict[str, Any] = {"box": box, "exact": exact, "stored": stored, "progress": progress}
+        return find_copies(model, plan, reference, options, key=key_pick, **told)
     starts = choose_starts(model, plan, reference, options, key_pick, key_noise)
     check_derivative(model.features, starts[0, :_CHECKED])
     phi, seconds = model.features, options.seconds

@@ -20,7 +20,8 @@ class SolverOptions:
     Args:
         start: "real", examples of ``reference``; "noise", standard normal inputs; "closed", the
             closed-form set of a map that has one; "preimages", approximate pre-images of a closed-form
-            set of features, found from real examples or noise; or inputs, shape (m, d) or (s, m, d).
+            set of features, found from real examples or noise; or inputs, shape (m, d) or (s, m, d); of
+            near copies, which take no other option, the images that are to have them.
             Default: real examples where there are any, noise otherwise; with as many examples as the rank
             of the weights, pre-images of small features first, for maps with at most d features.
         starts: Number s of starts that run side by side until the first is exact.

@@ -21,8 +21,8 @@ from jaxdistill.solve.spanning import spanning_count
 from jaxdistill.solve.spanning_solver import choose_method
 from jaxdistill.solve.spanning_step import SpanningMethod
 
-REALISTIC = ("closest", "features", "inverse", "fixed")
-Realistic = Literal["closest", "features", "inverse", "fixed"]
+REALISTIC = ("closest", "copies", "features", "inverse", "fixed")
+Realistic = Literal["closest", "copies", "features", "inverse", "fixed"]
 PenaltyRequest = float | Literal["max", "auto"] | None
 
 
@@ -34,6 +34,7 @@ class Construction(enum.Enum):
     SPANNING = "nearest spanning set of real examples"
     INVERSE = "nearest inverse of real examples (CHW Corollary 4.1.1)"
     FIXED = "real examples, new labels (CHW Theorem 4.2)"
+    COPIES = "real examples and near copies of them, whose differences span the weights"
     EQUATIONS = "spanning equations, solved from a start by Levenberg-Marquardt"
     PROJECTION = "best set in prediction below the count of the spanning equations"
 
@@ -58,7 +59,8 @@ class Plan:
         size: m.
         rank: Numerical rank of the weights.
         count: m*, the number of examples that the construction needs for exactness: the rank in closed form,
-            what counting gives for the spanning equations; with an intercept one more than the rank at least.
+            what counting gives for the spanning equations; with an intercept one more than the rank at least;
+            for near copies one more than the rank for each of ceil(p / d) images.
         lam_s: The penalty asked for: a number, "max" or "auto".
         method: How the spanning equations will be solved; None for other constructions.
     """
@@ -79,7 +81,7 @@ class Plan:
     @property
     def iterative(self) -> bool:
         """Whether inputs are found step by step, and not in closed form."""
-        return self.construction in (Construction.EQUATIONS, Construction.PROJECTION)
+        return self.construction in (Construction.COPIES, Construction.EQUATIONS, Construction.PROJECTION)
 
 
 def plan_distillation(
@@ -127,9 +129,8 @@ def plan_distillation(
     check_squares("the model's weights", model.weights)
     m = _size(model, ipc, size)
     if realistic not in (None, *REALISTIC):
-        raise InputError(
-            f"unknown realistic {realistic!r}; choose 'closest', 'features', 'inverse' or 'fixed'"
-        )
+        *others, last = map(repr, REALISTIC)
+        raise InputError(f"unknown realistic {realistic!r}; choose {', '.join(others)} or {last}")
     if model.has_intercept and m < 2:
         raise RankError("one example fixes an intercept and no weights; use size >= 2")
     construction, count = _construction(model, m, rank, realistic, boxed)
@@ -287,6 +288,14 @@ def _construction(
     level = int(model.has_intercept)
     if realistic == "fixed":
         return Construction.FIXED, phi.num_features + level
+    if realistic == "copies":
+        if size <= rank:
+            raise RankError(
+                f"{size} examples are too few for near copies: an image and a copy for each of the {rank} "
+                f"directions of the weights are {rank + 1}; use size >= {rank + 1}"
+            )
+        images = -(-phi.num_features // phi.num_inputs)  # whose changes together reach every feature
+        return Construction.COPIES, (rank + 1) * images
     fewest = rank + level
     if realistic in ("inverse", "features"):
         if phi.construction_obstacle is not None:
@@ -347,8 +356,8 @@ def _label_kind(
         )
     if kind is LabelKind.WEIGHTED and construction not in (Construction.FIXED, Construction.PROJECTION):
         raise InputError("weighted labels are for fixed examples; pass realistic='fixed'")
-    own = (Construction.SPANNING, Construction.FIXED, Construction.EQUATIONS, Construction.PROJECTION)
-    if kind in (LabelKind.HARD, LabelKind.GIVEN) and construction in own:
+    theirs = (Construction.EXACT, Construction.REDUCED, Construction.INVERSE)
+    if kind in (LabelKind.HARD, LabelKind.GIVEN) and construction not in theirs:
         cure = (
             "leave labels out, or use realistic='inverse' for labels of your own"
             if model.features.construction_obstacle is None

@@ -19,7 +19,7 @@ from jaxdistill.ridge.targets import TargetKind
 
 
 def pick_reference(
-    model: RidgeModel, reference: Any, size: int, key: Array
+    model: RidgeModel, reference: Any, size: int, key: Array, *, fewer: bool = False
 ) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, "m k"]]:
     """Choose m real examples at random, balanced over classes in the order 0, 1, ..., 0, 1, ...
 
@@ -29,6 +29,7 @@ def pick_reference(
             which is read once and never held.
         size: m.
         key: Random key.
+        fewer: Whether fewer will do where there are not so many, or not of every class.
 
     Returns:
         Inputs (m, d) and targets (m, k).
@@ -39,21 +40,21 @@ def pick_reference(
     d, k = model.features.num_inputs, model.weights.shape[1]
     classes = model.target_kind is not TargetKind.REAL
     if isinstance(reference, (AbstractRows, Iterator, list)) or callable(reference):
-        return _pick_from_stream(reference, size, classes, (d, k), key)
+        return _pick_from_stream(reference, size, classes, (d, k), key, fewer)
     if not (isinstance(reference, tuple) and len(reference) == 2):
         raise InputError("reference must be a pair (x, y) of real inputs and targets, or a stream of such")
     x = as_floats("reference x", reference[0], finite=False)  # of many, the few that are picked are checked
     y = as_floats("reference y", reference[1], finite=False)
     if x.ndim != 2 or x.shape[1] != d or y.shape != (len(x), k):
         raise InputError(f"reference has shapes {x.shape} and {y.shape}, expected (n, {d}) and (n, {k})")
-    rows = balanced_rows(y, size, classes, key)
+    rows = balanced_rows(y, size, classes, key, fewer=fewer)
     check_finite("reference x", x[rows])
     check_finite("reference y", y[rows])
     return x[rows], y[rows]
 
 
 def _pick_from_stream(
-    reference: Any, size: int, classes: bool, shape: tuple[int, int], key: Array
+    reference: Any, size: int, classes: bool, shape: tuple[int, int], key: Array, fewer: bool
 ) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, "m k"]]:
     """Reservoir sampling: every example draws a number, and those of the smallest stay, as many as needed.
 
@@ -78,10 +79,14 @@ def _pick_from_stream(
                 smallest = np.argsort(pool[0], kind="stable")[: len(places)]
                 kept[c] = (pool[0][smallest], pool[1][smallest], pool[2][smallest])
     x, y = np.empty((size, d), source.dtype), np.empty((size, k), kept[0][2].dtype)
+    filled = np.zeros(size, bool)
     for c, places in enumerate(slots):
-        _check_enough(len(kept[c][0]), len(places), c if classes else None)
-        x[places], y[places] = kept[c][1:]
-    return x, y
+        if not fewer:
+            _check_enough(len(kept[c][0]), len(places), c if classes else None)
+        there = places[: len(kept[c][0])]
+        x[there], y[there] = kept[c][1:]
+        filled[there] = True
+    return x[filled], y[filled]
 
 
 def _check_enough(found: int, wanted: int, c: int | None) -> None:
@@ -93,7 +98,9 @@ def _check_enough(found: int, wanted: int, c: int | None) -> None:
         )
 
 
-def balanced_rows(y: Float[np.ndarray, "n k"], size: int, classes: bool, key: Array) -> Int[np.ndarray, " m"]:
+def balanced_rows(
+    y: Float[np.ndarray, "n k"], size: int, classes: bool, key: Array, *, fewer: bool = False
+) -> Int[np.ndarray, " m"]:
     """Rows of m examples at random; of classes, balanced in the order 0, 1, ..., 0, 1, ...
 
     Args:
@@ -101,20 +108,23 @@ def balanced_rows(y: Float[np.ndarray, "n k"], size: int, classes: bool, key: Ar
         size: m.
         classes: Whether targets are classes.
         key: Random key.
+        fewer: Whether fewer will do.
 
     Raises:
         InputError: there are too few examples, or too few of a class.
     """
-    _check_enough(len(y), size, None)
+    if not fewer:
+        _check_enough(len(y), size, None)
     order = host_generator(key).permutation(len(y))
     if not classes:
         return order[:size]
     k = y.shape[1]
     named = y.argmax(axis=1)[order]
-    rows = np.empty(size, int)
+    rows = np.full(size, -1)
     for c in range(min(k, size)):
         slots = np.arange(c, size, k)
         found = order[named == c][: len(slots)]
-        _check_enough(len(found), len(slots), c)
-        rows[slots] = found
-    return rows
+        if not fewer:
+            _check_enough(len(found), len(slots), c)
+        rows[slots[: len(found)]] = found
+    return rows[rows >= 0]

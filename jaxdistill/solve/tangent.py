@@ -20,10 +20,27 @@ _FEW = 8
 _WIDE, _TANGENTS = 1024, 2
 
 
-def jacobians(phi: Callable[[Array], Array], x: Float[Array, "m d"]) -> Float[Array, "m p d"]:
-    """Jacobian of phi at every input, one after another, by the mode that needs fewer passes."""
-    p = jax.eval_shape(phi, x).shape[-1]
-    one = jax.jacrev(phi) if p <= x.shape[1] else jax.jacfwd(phi)
+def jacobians(
+    phi: Callable[[Array], Array], x: Float[Array, "m d"], passes: int | None = None
+) -> Float[Array, "m p d"]:
+    """Jacobian of phi at every input, one after another, by the mode that needs fewer passes.
+
+    Args:
+        phi: Feature map.
+        x: Inputs, shape (m, d).
+        passes: How many of an input's min(p, d) passes run side by side, where all do not fit; default all.
+    """
+    p, d = jax.eval_shape(phi, x).shape[-1], x.shape[1]
+    if passes is None:
+        return jax.lax.map(jax.jacrev(phi) if p <= d else jax.jacfwd(phi), x)
+
+    def one(row: Array) -> Array:
+        forward = jax.linearize(phi, row)[1]
+        if p > d:
+            return jax.lax.map(forward, jnp.eye(d, dtype=row.dtype), batch_size=passes).T
+        back = jax.linear_transpose(forward, row)
+        return jax.lax.map(lambda unit: back(unit)[0], jnp.eye(p, dtype=row.dtype), batch_size=passes)
+
     return jax.lax.map(one, x)
 
 
