@@ -50,8 +50,14 @@ KEYS = ("dataset", "side", "train", "test", "ipc", "method")
 # Sets of real images, of points in feature space, and of images that are solved for.
 REAL = ("random", "herding", "label distillation")
 POINTS = ("means", "kmeans")
-SOLVED = ("copies", "kip", "spanning")
-NAMES = {"copies": "near copies", "means": "means of features", "kmeans": "k-means of features", "kip": "KIP"}
+SOLVED = ("copies", "copies64", "kip", "spanning")
+NAMES = {
+    "copies": "near copies",
+    "copies64": "near copies in float64",
+    "means": "means of features",
+    "kmeans": "k-means of features",
+    "kip": "KIP",
+}
 SHOWN = ("accuracy_full", "accuracy_distilled", "agreement", "relative_weight_error", "exact")
 # Images in a batch whose features are computed.
 BATCH = 100
@@ -204,7 +210,7 @@ def _solved(
         x = _inputs(probe.data.x_train[: len(probe.y)])
         small = train(model, x, probe.y, config, key=key).small
         more["steps"] = options.kip_steps
-    elif method == "copies":
+    elif method in ("copies", "copies64"):
         # Rectified features: an image that has one awake moves it.
         rows = covering_rows(probe.train, probe.y.argmax(axis=1), m // probe.y.shape[1])
         real: np.ndarray | None = None
@@ -213,7 +219,8 @@ def _solved(
             real = _inputs(probe.data.x_train[rows])
             woken = wake(real, options.side, probe.data.example_shape)
             told = {"solver": SolverOptions(start=woken)}
-        small = distill(model, size=m, realistic="copies", dtype=np.float32, key=key, progress=True, **told)
+        told["dtype"] = np.float32 if method == "copies" else np.float64
+        small = distill(model, size=m, realistic="copies", key=key, progress=True, **told)
         more["solver"] = small.recipe["solver"]
         behind = common.copied(small) if real is None else np.tile(real, (m // len(rows), 1))
         more["psnr"] = common.psnr(SCALE * (small.x - behind))
@@ -259,7 +266,8 @@ def _table(options: Any, rows: list[dict[str, Any]]) -> str:
         f"`{common.command_line()}`, and the same with other counts where there are some.",
         "",
         *([f"The data are {options.note}.", ""] if options.note else []),
-        "Near copies, spanning and KIP sets are judged from their float32 files in a fresh process. Means "
+        "Near copies, spanning and KIP sets are judged from their files, float32 unless it says otherwise, in "
+        "a fresh process. Means "
         "and k-means centres are of features: no images have them. PSNR is to the real images that a set "
         "started from, in pixels from 0 to 1; seconds include compilation, not the features of the data.",
         "",

@@ -16,7 +16,7 @@ from jaxdistill.data.pixels import Pixels
 from jaxdistill.distill.exact import intercept_of, retrain_with_values
 from jaxdistill.errors import InputError
 from jaxdistill.evaluate.certify_kernel import KernelCertificate, certify_kernel
-from jaxdistill.evaluate.comparison import SetCertificate, compare_outputs, nothing_compared
+from jaxdistill.evaluate.comparison import SetCertificate, compare_outputs, cosine, nothing_compared
 from jaxdistill.evaluate.full_model import full_residual
 from jaxdistill.evaluate.scores import is_real
 from jaxdistill.features.base import AbstractFeatureMap
@@ -198,7 +198,7 @@ def certify(
     return Certificate(
         relative_weight_error=error,
         relative_weight_error_float32=_relative(narrow, full),
-        cosine=float(np.vdot(wide, full) / (np.linalg.norm(wide) * np.linalg.norm(full))),
+        cosine=cosine(np.vdot(wide, full), np.linalg.norm(wide) * np.linalg.norm(full)),
         tolerance=tolerance,
         condition=float(condition),
         exact=bool(within and len(small.x) >= needed and original["solved_full"] is not False),

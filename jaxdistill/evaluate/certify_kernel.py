@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdistill.errors import InputError, KernelError
-from jaxdistill.evaluate.comparison import SetCertificate, compare_outputs, nothing_compared
+from jaxdistill.evaluate.comparison import SetCertificate, compare_outputs, cosine, nothing_compared
 from jaxdistill.evaluate.full_model import full_residual
 from jaxdistill.evaluate.scores import is_real
 from jaxdistill.kernels.tiles import TiledKernel, check_inputs, kernel_diagonal, kernel_matrix
@@ -137,7 +137,7 @@ def certify_kernel(
         relative_weight_error=float(relative[0]),
         relative_weight_error_float32=float(relative[1]),
         best_weight_error=float(relative[2]),
-        cosine=float(np.sum(wide * small.values) / (own_norm * np.sqrt(small.squared_norm))),
+        cosine=cosine(np.sum(wide * small.values), own_norm * np.sqrt(small.squared_norm)),
         tolerance=tolerance,
         condition=float(condition),
         exact=bool(exact and original["solved_full"] is not False),

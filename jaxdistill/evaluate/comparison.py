@@ -21,7 +21,7 @@ class SetCertificate:
     Args:
         relative_weight_error: ``|B_s - B| / |B|`` (Frobenius); of a kernel ``|f_s - f|_H / |f|_H``.
         relative_weight_error_float32: The same in float32.
-        cosine: Cosine of the angle between B_s and B, or f_s and f.
+        cosine: Cosine of the angle between B_s and B, or f_s and f; 0 of zero weights.
         tolerance: Largest relative error that rounding explains.
         condition: Condition number of the distilled features, or of ``K_ss``.
         exact: Whether the full model came back, as far as rounding tells.
@@ -88,6 +88,11 @@ _FIELDS = (
     *("agreement", "agreement_float32", "accuracy_full", "accuracy_distilled", "accuracy_distilled_float32"),
     *("prediction_error", "squared_error_full", "squared_error_distilled"),
 )
+
+
+def cosine(product: Any, norms: Any) -> float:
+    """Cosine of an angle, from an inner product and the product of the norms; 0 where a norm is zero."""
+    return float(product / norms) if norms else 0.0
 
 
 def nothing_compared() -> dict[str, Any]:

@@ -105,6 +105,12 @@ def test_another_penalty_is_not_exact(model):
     assert not jd.certify(model, dataclasses.replace(small, lam=0.9 * small.lam)).exact
 
 
+def test_a_set_that_trains_to_nothing_is_judged_all_the_same(model, problem):
+    small = jd.distill(model, ipc=1, labels="soft", key=KEY)
+    cert = jd.certify(model, dataclasses.replace(small, y=np.zeros_like(small.y)), problem["x_test"])
+    assert cert.cosine == 0.0 and cert.relative_weight_error == 1.0 and not cert.exact
+
+
 def test_the_tolerance_grows_with_rounding_and_is_never_generous(model):
     for dtype in (np.float32, np.float64):
         small = jd.distill(model, ipc=2, dtype=dtype, key=KEY)
