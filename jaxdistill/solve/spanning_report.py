@@ -15,7 +15,9 @@ class SpanningOutcome(enum.Enum):
     """How the solver ended; the value is what it says to a person."""
 
     REACHED = "the spanning equations are solved"
-    STALLED = "the residual no longer falls; ask for more examples, several starts or a wider box"
+    STALLED = (
+        "the residual no longer falls; ask for near copies, more examples, several starts or a wider box"
+    )
     STEPS = "all steps are used; allow more steps"
     SECONDS = "the time is over; allow more seconds"
 
