@@ -21,8 +21,9 @@ from jaxdistill.solve.covering import covering_rows, slope_sizes
 from jaxdistill.solve.near_copies import near_copies
 from jaxdistill.solve.spanning import orthonormal_basis
 
-# Real images among which to look for those that move every feature.
-_POOL = 1000
+# Real images among which to look for those that move every feature, and how many times more where some is
+# flat in all of them: rectified units may wake in one image of a thousand.
+_POOL, _MORE = 1000, 4
 # Root mean square changes of a copy to choose from, relative to the spread of real images: down to where the
 # rounding of what is stored, the square root of its eps, becomes larger than what it leaves.
 _CHANGES = 10.0 ** np.arange(-6, -1.875, 0.25)
@@ -101,11 +102,18 @@ def _originals(
         raise InputError(
             "realistic='copies' needs real examples; pass reference=(x, y), or images as the start"
         )
-    x, y = pick_reference(model, reference, max(_POOL, size), key, fewer=True)
-    if len(x) < size:
-        raise InputError(
-            f"there are {len(x)} real examples, {size} are asked for; give more or ask for fewer"
-        )
+    used = np.any(model.weights != 0, axis=1)
+    wanted, found = max(_POOL, size), 0
+    while True:
+        x, y = pick_reference(model, reference, wanted, key, fewer=True)
+        if len(x) < size:
+            raise InputError(
+                f"there are {len(x)} real examples, {size} are asked for; give more or ask for fewer"
+            )
+        slopes = slope_sizes(model.features, x, progress=progress)
+        if np.all(slopes[:, used].max(axis=0) > 0) or len(x) == found:
+            break
+        wanted, found = _MORE * wanted, len(x)
     classes = np.zeros(len(y), int) if model.target_kind is TargetKind.REAL else y.argmax(axis=1)
-    rows = covering_rows(slope_sizes(model.features, x, progress=progress), classes, size)
+    rows = covering_rows(slopes, classes, size)
     return x[rows].astype(np.float64), classes[rows]

@@ -36,9 +36,9 @@ def slope_sizes(
 
     Example:
         >>> from jaxdistill.features import RandomNetwork
-        >>> phi = RandomNetwork((jnp.array([[1.0, 1.0], [0.0, 0.0]]),), 0.0, "relu")
-        >>> slope_sizes(phi, np.array([[1.0, 0.0], [-1.0, 0.0]])).round(1).tolist()
-        [[1.0, 1.0], [0.0, 0.0]]
+        >>> phi = RandomNetwork((jnp.eye(2),), 0.0, "relu")
+        >>> slope_sizes(phi, np.array([[1.0, -1.0], [-1.0, 1.0]])).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     starts = range(0, len(x), BATCH)
     bar = tqdm(starts, desc="slopes of features", disable=not progress, leave=False)

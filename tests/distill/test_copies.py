@@ -1,6 +1,7 @@
 """``realistic="copies"``, end to end: exact sets of real images and near copies of them, and refusals."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -120,6 +121,22 @@ def test_the_count_is_that_of_the_images_that_reach_every_feature(models, task):
 def test_requests_that_make_no_sense_are_refused(models, task, request_, error, says):
     with pytest.raises(error, match=says):
         jd.distill(models["tanh", True], **{"realistic": "copies", "reference": task, "key": KEY} | request_)
+
+
+def test_a_unit_that_wakes_in_one_image_of_thousands_has_it_in_the_set():
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((3000, INPUTS)).astype(np.float32)
+    x[:, 0] = -np.abs(x[:, 0])
+    rare = 1234
+    x[rare, 0] = 3.0
+    y = jd.one_hot(np.arange(3000) % CLASSES, CLASSES)
+    first = np.eye(INPUTS)[:1]  # a unit that sees x_0 alone
+    weights = np.concatenate([first, rng.standard_normal((8, INPUTS))]).astype(np.float32)
+    phi = RandomNetwork((jnp.asarray(weights),), 0.0, "relu")
+    model = jd.fit_ridge(phi, x, y, lam=1.0, intercept=True)
+    small = jd.distill(model, size=15, realistic="copies", reference=(x, y), dtype=np.float32, key=KEY)
+    assert (small.x == x[rare]).all(axis=1).any()
+    assert jd.certify(model, small).exact
 
 
 def test_images_that_leave_a_feature_asleep_are_not_called_exact(task):
