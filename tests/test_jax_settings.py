@@ -91,6 +91,7 @@ JOBS = {
     "fourier": of_map(fourier),
     "intercept": of_map(network, size=4, intercept=True),
     "closest": of_map(network, lam=1.0, size=6, realistic="closest"),
+    "copies": of_map(network, lam=1.0, size=8, realistic="copies"),
     "wide": of_map(wide, lam=1.0, size=12),
     "rbf": of_kernel(jd.kernels.RBF(3.0)),
     "kip": of_kip,
@@ -112,7 +113,7 @@ def plain(data):
 
 
 # Under another rule for ranks every program is compiled again.
-AGAIN = ("fourier", "intercept", "closest", "rbf")
+AGAIN = ("fourier", "intercept", "closest", "copies", "rbf")
 PAIRS = [
     pytest.param(name, setting, marks=[pytest.mark.long] if setting == COMPILED and name in AGAIN else [])
     for name in JOBS
