@@ -36,6 +36,7 @@ from jaxdistill.ridge.moments import accumulate_moments
 from jaxdistill.ridge.source import ArraySource
 from jaxdistill.solve import spanning_solver
 from jaxdistill.solve.invert import invert
+from jaxdistill.solve.near_copies import near_copies
 from jaxdistill.solve.projection import project
 from jaxdistill.solve.spanning_solver import solve_spanning
 from jaxdistill.solve.spanning_step import SpanningMethod
@@ -200,6 +201,9 @@ def solvers(models, x):
     wanted = np.asarray(short(jnp.asarray(start[:3], jnp.float32)))
     report = invert(short, wanted, np.zeros((3, 12))).report
     found["pre-images"] = {"exact": bool(report.reached.all()), "steps": int(report.steps.max())}
+    basis = np.linalg.qr(rng.standard_normal((6, 2)))[0]
+    near = near_copies(short, basis, start[:1], [1e-3, 1e-2]).report
+    found["near copies"] = {"exact": near.reached, "steps": near.steps}
     model = models["network"]
     projected = project(model.features, model.weights, model.moments.gram, x[:5], steps=50)
     found["projection"] = {"loss": projected.report.loss}

@@ -98,7 +98,7 @@ def test_results_are_those_of_the_ordinary_placement(report):
         for word in ("accuracy_full", "accuracy_distilled", "lam"):
             assert placed[name][word] == ordinary[name][word], (name, word)
     assert placed["ntk"] == ordinary["ntk"]
-    for name in ("spanning DIRECT", "spanning MATRIX_FREE", "pre-images"):
+    for name in ("spanning DIRECT", "spanning MATRIX_FREE", "pre-images", "near copies"):
         assert placed[name]["exact"] and ordinary[name]["exact"], name
         # Steps in float32 cost a few more steps and no accuracy.
         assert placed[name]["steps"] <= 1.2 * ordinary[name]["steps"] + 2
