@@ -35,6 +35,7 @@ from jaxdistill.ridge import crossing
 from jaxdistill.ridge.moments import accumulate_moments
 from jaxdistill.ridge.source import ArraySource
 from jaxdistill.solve import spanning_solver
+from jaxdistill.solve.covering import covering_rows, slope_sizes
 from jaxdistill.solve.invert import invert
 from jaxdistill.solve.near_copies import near_copies
 from jaxdistill.solve.projection import project
@@ -202,7 +203,8 @@ def solvers(models, x):
     report = invert(short, wanted, np.zeros((3, 12))).report
     found["pre-images"] = {"exact": bool(report.reached.all()), "steps": int(report.steps.max())}
     basis = np.linalg.qr(rng.standard_normal((6, 2)))[0]
-    near = near_copies(short, basis, start[:1], [1e-3, 1e-2]).report
+    images = start[covering_rows(slope_sizes(short, start), np.arange(len(start)) % 2, 2)]
+    near = near_copies(short, basis, images, [1e-3, 1e-2]).report
     found["near copies"] = {"exact": near.reached, "steps": near.steps}
     model = models["network"]
     projected = project(model.features, model.weights, model.moments.gram, x[:5], steps=50)
