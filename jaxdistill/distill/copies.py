@@ -59,7 +59,8 @@ def find_copies(
     originals, classes = _originals(model, reference, options.start, size, count, progress, key)
     basis = in_float64(partial(orthonormal_basis, rank=rank), model.weights)
     least = 0.1 * float(np.sqrt(np.finfo(stored).eps))
-    changes = [change * originals.std() for change in _CHANGES if change > least]
+    spread = float(originals.std()) or 1.0  # of images that are all of one value there is no other scale
+    changes = [change * spread for change in _CHANGES if change > least]
     low, high = checked_box(box, phi.num_inputs)
     told: dict[str, Any] = {"box": box, "dtype": stored, "progress": progress}
     images, copies, report = near_copies(

@@ -136,7 +136,7 @@ def near_copies(
         Images and copies, of the change that leaves least outside their span once they are rounded.
 
     Raises:
-        InputError: a box that no copies fit, or a shape that makes no sense.
+        InputError: a box that no copies fit, a shape or changes that make no sense.
         InverseError: a map without a derivative, or none at these images.
         MemoryBudgetError: the Jacobians would not fit.
 
@@ -159,6 +159,8 @@ def near_copies(
             f"images and basis have shapes {images.shape} and {basis.shape}, expected (g, {phi.num_inputs}) "
             f"and ({phi.num_features}, r)"
         )
+    if not (len(changes) and np.all(np.isfinite(changes)) and np.min(changes) > 0):
+        raise InputError(f"changes are {list(changes)}; they must be positive and finite, and one at least")
     (count, d), (p, rank) = images.shape, basis.shape
     require_memory(
         4 * count * p * d + 32 * p * p + 48 * rank * count * d,

@@ -89,6 +89,12 @@ def test_images_of_ones_own_have_the_copies_and_need_no_reference(models):
     assert jd.certify(models["tanh", True], small).exact
 
 
+def test_an_image_of_one_value_has_copies_too(models):
+    told = {"size": 3, "realistic": "copies", "dtype": np.float32, "key": KEY}
+    solver = SolverOptions(start=np.zeros((1, INPUTS)))
+    assert jd.certify(models["tanh", True], jd.distill(models["tanh", True], solver=solver, **told)).exact
+
+
 def test_pixels_stay_in_their_box(models, task):
     x, y = task
     told = {"ipc": 4, "realistic": "copies", "dtype": np.float32, "key": KEY}

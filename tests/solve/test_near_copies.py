@@ -110,6 +110,13 @@ def test_shapes_that_make_no_sense_are_refused(problem):
         near_copies(model.features, basis[1:], images, CHANGES)
 
 
+@pytest.mark.parametrize("changes", [(), (0.0,), (1e-3, np.nan)])
+def test_changes_that_make_no_sense_are_refused(problem, changes):
+    model, basis, images = problem
+    with pytest.raises(errors.InputError, match="positive and finite"):
+        near_copies(model.features, basis, images, changes)
+
+
 def test_jacobians_that_would_not_fit_are_refused(problem, monkeypatch):
     model, basis, images = problem
     monkeypatch.setenv("JAXDISTILL_MEMORY_LIMIT", "1K")
