@@ -236,19 +236,17 @@ def _copies(
     named, k = probe.y.argmax(axis=1), probe.y.shape[1]
     told: dict[str, Any] = {"size": m, "realistic": "copies", "dtype": dtype, "key": key, "progress": True}
     # Rectified features: an image that has one awake moves it.
-    awake = probe.train.copy()
-    rows = covering_rows(awake, named, m // k)
-    if np.all(awake[rows].max(axis=0) > 0):
-        reference = _inputs(probe.data.x_train[: len(probe.y)]), probe.y
-        small = distill(model, reference=reference, **told)
-        return small, common.copied(small)
-    tried = []
+    awake, tried = probe.train.copy(), []
     for _ in range(options.tries):
+        rows = covering_rows(awake, named, m // k)
+        if np.all(awake[rows].max(axis=0) > 0):
+            reference = _inputs(probe.data.x_train[: len(probe.y)]), probe.y
+            small = distill(model, reference=reference, **told)
+            return small, common.copied(small)
         real = _inputs(probe.data.x_train[rows])
         solver = SolverOptions(start=wake(real, options.side, probe.data.example_shape))
         tried.append((distill(model, solver=solver, **told), np.tile(real, (m // len(rows), 1))))
         awake[rows] = 0  # others next
-        rows = covering_rows(awake, named, m // k)
     return min(tried, key=lambda pair: pair[0].recipe["solver"]["outside"])
 
 

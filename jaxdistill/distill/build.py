@@ -174,8 +174,8 @@ def distill(
         "ask for fewer examples or use fewer features",
     )
     key_pick, key_labels, key_noise = split_key(checked_key(key), 3)
-    given = plan.construction is Construction.COPIES and options.start is not None
-    if realistic is not None and reference is None and not given:
+    copies = plan.construction is Construction.COPIES  # of examples that may be the start
+    if realistic is not None and reference is None and not copies:
         raise InputError(f"realistic={realistic!r} needs real examples; pass reference=(x, y)")
     solved = None
     if plan.iterative:

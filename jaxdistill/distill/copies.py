@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jaxdistill.distill.found import Found
 from jaxdistill.distill.options import SolverOptions
 from jaxdistill.distill.plan import Plan
-from jaxdistill.distill.reference import pick_reference
+from jaxdistill.distill.reference import check_enough, pick_reference
 from jaxdistill.errors import ConvergenceError, InputError
 from jaxdistill.numerics.linalg import check_finite, in_float64
 from jaxdistill.ridge.model import RidgeModel
@@ -103,18 +103,18 @@ def _originals(
         raise InputError(
             "realistic='copies' needs real examples; pass reference=(x, y), or images as the start"
         )
-    used = np.any(model.weights != 0, axis=1)
-    wanted, found = max(_POOL, size), 0
-    while True:
-        x, y = pick_reference(model, reference, wanted, key, fewer=True)
-        if len(x) < size:
-            raise InputError(
-                f"there are {len(x)} real examples, {size} are asked for; give more or ask for fewer"
-            )
-        slopes = slope_sizes(model.features, x, progress=progress)
-        if np.all(slopes[:, used].max(axis=0) > 0) or len(x) == found:
+    pick = partial(pick_reference, model, reference, key=key, fewer=True)
+    measure = partial(slope_sizes, model.features, progress=progress)
+    used, wanted = np.any(model.weights != 0, axis=1), max(_POOL, size)
+    x, y = pick(wanted)
+    check_enough(len(x), size, None)
+    slopes = measure(x)
+    while not np.all(slopes[:, used].max(axis=0) > 0):
+        seen, wanted = len(x), _MORE * wanted
+        x, y = pick(wanted)
+        if len(x) == seen:  # there are no more
             break
-        wanted, found = _MORE * wanted, len(x)
+        slopes = measure(x)
     classes = np.zeros(len(y), int) if model.target_kind is TargetKind.REAL else y.argmax(axis=1)
     rows = covering_rows(slopes, classes, size)
     return x[rows].astype(np.float64), classes[rows]

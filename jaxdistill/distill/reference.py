@@ -82,14 +82,14 @@ def _pick_from_stream(
     filled = np.zeros(size, bool)
     for c, places in enumerate(slots):
         if not fewer:
-            _check_enough(len(kept[c][0]), len(places), c if classes else None)
+            check_enough(len(kept[c][0]), len(places), c if classes else None)
         there = places[: len(kept[c][0])]
         x[there], y[there] = kept[c][1:]
         filled[there] = True
     return x[filled], y[filled]
 
 
-def _check_enough(found: int, wanted: int, c: int | None) -> None:
+def check_enough(found: int, wanted: int, c: int | None) -> None:
     """Raise where there are fewer examples than asked for, of all or of a class."""
     if found < wanted:
         whose = "" if c is None else f" of class {c}"
@@ -114,7 +114,7 @@ def balanced_rows(
         InputError: there are too few examples, or too few of a class.
     """
     if not fewer:
-        _check_enough(len(y), size, None)
+        check_enough(len(y), size, None)
     order = host_generator(key).permutation(len(y))
     if not classes:
         return order[:size]
@@ -125,6 +125,6 @@ def balanced_rows(
         slots = np.arange(c, size, k)
         found = order[named == c][: len(slots)]
         if not fewer:
-            _check_enough(len(found), len(slots), c)
+            check_enough(len(found), len(slots), c)
         rows[slots[: len(found)]] = found
     return rows[rows >= 0]

@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from jaxdistill.cli import distill as cli_distill
 from jaxdistill.cli.main import main
+from jaxdistill.distill import options, plan
 
 CONTRACT = {
     *("dataset", "features", "n", "d", "p", "k", "m", "lam", "lam_s", "relative_weight_error", "cosine"),
@@ -164,6 +166,11 @@ def test_info_names_versions_and_devices(capsys):
     report = json.loads(run(capsys, "info", "--json")[1])
     assert report["versions"]["jax"] and report["devices"]
     assert "jaxlib" in run(capsys, "info")[1]
+
+
+def test_the_command_offers_what_the_package_takes():
+    assert cli_distill.REALISTIC == plan.REALISTIC
+    assert cli_distill.STARTS == options.START_NAMES
 
 
 def test_importing_the_package_stays_light():
